@@ -1,0 +1,34 @@
+# Everything runs in .venv, made from pyproject.toml and the versions in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo avs test test-slow bench lint clean
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: .venv/installed ## Train an AV, merge it at several λ, evaluate, plot (15 minutes)
+	$(BIN)/python -m mergekit_av.evaluation.demo
+
+avs: .venv/installed ## Train the medical, financial and legal AVs of the default base
+	$(BIN)/av-train --domain medical --domain financial --domain legal
+
+test: .venv/installed ## Check the code's form and run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+
+test-slow: .venv/installed ## Run the tests that take minutes, mergekit's own suite among them
+	$(BIN)/pytest -m slow
+
+bench: .venv/installed ## Measure speed and memory against mergekit and plain copying
+	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/imports.py
+
+clean: ## Remove the environment and everything the demo made
+	rm -rf .venv build *.egg-info demo

@@ -1,0 +1,167 @@
+"""Preference accuracy: at which level is each record's most likely response?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scipy import stats
+
+from mergekit_av.domains import Domain
+from mergekit_av.errors import AVError
+from mergekit_av.logprobs import context_length, mean_log_probs, within_context
+from mergekit_av.records import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model prefers in one domain.
+
+    Attributes:
+        records: how many were scored.
+        too_long: ids of those that were left out because a response exceeds the context.
+        accuracy: level → share of the records that prefer it; the shares add up to 1. Wilson
+            intervals.
+        mean_log_prob: level → mean over the records, nats per token. Student's t intervals.
+        dominant: the level with the highest accuracy, where that is above 1 / number of levels.
+        scores: record id → mean log-probability per level.
+    """
+
+    domain: str
+    split: str
+    records: int
+    accuracy: dict[str, Estimate]
+    mean_log_prob: dict[str, Estimate]
+    dominant: str | None
+    too_long: list[str] = field(default_factory=list)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def evaluate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    domain: Domain,
+    records: Sequence[Record],
+    *,
+    split: str = "test",
+    progress: bool = True,
+) -> Result:
+    """Preference accuracy (section "Metrics" of the paper) of a model on one split of a domain.
+
+    Raises:
+        AVError: the split is empty, or no record fits the model's context.
+    """
+    chosen = [record for record in records if record.split == split]
+    if not chosen:
+        raise AVError(f"{domain.name}: no record is in the {split} split")
+    fitting = within_context(tokenizer, chosen, context_length(model))
+    if not fitting:
+        raise AVError(
+            f"{domain.name}: none of the {len(chosen)} records fits the context of "
+            f"{context_length(model)} tokens"
+        )
+    scores = mean_log_probs(
+        model, tokenizer, fitting, progress=f"Scoring {domain.name}" if progress else None
+    )
+    kept = {record.id for record in fitting}
+    return summarise(
+        domain,
+        split,
+        [record.id for record in fitting],
+        scores,
+        too_long=[record.id for record in chosen if record.id not in kept],
+    )
+
+
+def summarise(
+    domain: Domain,
+    split: str,
+    ids: Sequence[str],
+    scores: torch.Tensor,
+    too_long: Sequence[str] = (),
+) -> Result:
+    """Shares, means and intervals of mean log-probabilities of shape (records, levels)."""
+    levels, count = list(domain.levels), len(ids)
+    wins = torch.bincount(scores.argmax(dim=1), minlength=len(levels)).tolist()
+    best = max(range(len(levels)), key=wins.__getitem__)
+    return Result(
+        domain=domain.name,
+        split=split,
+        records=count,
+        accuracy={level: _share(won, count) for level, won in zip(levels, wins, strict=True)},
+        mean_log_prob={level: _mean(scores[:, i].double()) for i, level in enumerate(levels)},
+        dominant=levels[best] if wins[best] / count > 1 / len(levels) else None,
+        too_long=list(too_long),
+        scores={
+            id: dict(zip(levels, row, strict=True))
+            for id, row in zip(ids, scores.tolist(), strict=True)
+        },
+    )
+
+
+def _share(won: int, count: int) -> Estimate:
+    interval = stats.binomtest(won, count).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(won / count, interval.low, interval.high)
+
+
+def _mean(values: torch.Tensor) -> Estimate:
+    mean, count = values.mean().item(), values.numel()
+    if count < 2:
+        return Estimate(mean, -float("inf"), float("inf"))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std().item() / count**0.5
+    return Estimate(mean, mean - half, mean + half)
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as aligned text, a line per level."""
+    rows: list[tuple[str, ...]] = [("domain", "level", "accuracy", "95 %", "log-prob", "95 %", "")]
+    for result in results:
+        for level, share in result.accuracy.items():
+            mean = result.mean_log_prob[level]
+            rows.append(
+                (
+                    f"{result.domain} ({result.records})"
+                    if level == next(iter(result.accuracy))
+                    else "",
+                    level,
+                    f"{share.value:.2f}",
+                    f"{share.low:.2f} … {share.high:.2f}",
+                    f"{mean.value:.2f}",
+                    f"{mean.low:.2f} … {mean.high:.2f}",
+                    "dominant" if level == result.dominant else "",
+                )
+            )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """A result for a JSON file; an interval that has no end is null."""
+    from dataclasses import asdict
+
+    def finite(value):
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        if isinstance(value, float) and value in (float("inf"), -float("inf")):
+            return None
+        return value
+
+    return finite(asdict(result))

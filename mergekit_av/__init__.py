@@ -1,0 +1,32 @@
+"""Alignment vectors for mergekit (arXiv 2410.19206).
+
+pydantic imports this package in every program that uses pydantic (see `pydantic_plugin`), so
+nothing heavy is imported until a name is asked for (PEP 562).
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "AlignmentVector": "vector",
+    "AVError": "errors",
+    "Domain": "domains",
+    "Record": "records",
+    "extract": "extraction",
+    "load_domain": "domains",
+    "load_records": "records",
+    "mean_log_probs": "logprobs",
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__():
+    return sorted(__all__)

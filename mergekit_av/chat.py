@@ -1,0 +1,74 @@
+"""From a prompt and its responses to token ids, exactly as TRL's trainers make them.
+
+A conversation goes through the chat template: once alone with the generation prompt, once with
+each response. The response's tokens are what the template adds: the text and whatever ends the
+turn, the same for every level. Plain text is used as it is, with the end-of-sequence token after
+the response. The end of a turn counts as part of the response in training and in evaluation.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .records import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For a base without a chat template. The space before the content keeps the generation prompt a
+# prefix of the whole for tokenizers that join a space to the word after it.
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}\n\n{% endfor %}"
+    "{{ 'Assistant:' if add_generation_prompt }}"
+)
+PLAIN_NOTICE = "no chat template: prompts are written as 'User: …', a blank line, 'Assistant: …'"
+
+
+def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Give a tokenizer without a chat template the plain one; say so in a sentence, or None."""
+    if tokenizer.chat_template:
+        return None
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    return PLAIN_NOTICE
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str | Sequence[Message],
+    responses: Sequence[str],
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the prompt, and of each response as the prompt's continuation.
+
+    Where a tokenizer joins the prompt's end with a response's beginning, the response starts at
+    the first token that differs (TRL's rule), for all responses alike.
+    """
+    if isinstance(prompt, str):
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        end = tokenizer.eos_token or ""
+        texts = [prompt + response for response in responses]
+        whole = [
+            tokenizer(text if text.endswith(end) else text + end)["input_ids"] for text in texts
+        ]
+    else:
+        messages = list(prompt)
+        prompt_ids = _render(tokenizer, messages, add_generation_prompt=True)
+        whole = [
+            _render(tokenizer, [*messages, {"role": "assistant", "content": response}])
+            for response in responses
+        ]
+    start = min(_common_prefix(prompt_ids, ids) for ids in whole)
+    return prompt_ids[:start], [ids[start:] for ids in whole]
+
+
+def _render(tokenizer, messages: list[Message], **options) -> list[int]:
+    return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    length = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

@@ -1,0 +1,269 @@
+"""Checkpoints on disk: safetensors files in the Hub's layout, read and written a block at a time.
+
+Only safetensors are read; nothing is ever unpickled.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import xxhash
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+
+from .errors import AVError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_SIZE = "5GB"  # the Hub's and transformers' default
+# Elements read at a time: memory is bounded by a few blocks, however large a tensor is.
+BLOCK = 1 << 20
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor is and what it is like."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+class Checkpoint(Mapping[str, TensorInfo]):
+    """The tensors of a folder, by name: what they are like at once, their values when read.
+
+    Raises:
+        AVError: no folder, no safetensors, a missing shard, a damaged file.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise AVError(f"{folder} is not a folder")
+        self.files = [self.folder / name for name in self._file_names()]
+        self._infos: dict[str, TensorInfo] = {}
+        for file in self.files:
+            self._read_header(file)
+        missing = sorted(set(self._weight_map) - set(self._infos))
+        if missing:
+            raise AVError(f"{self.folder}: {INDEX} names {missing[0]}, which no file holds")
+
+    def _file_names(self) -> list[str]:
+        self._weight_map: dict[str, str] = {}
+        if (self.folder / SINGLE).is_file():
+            if (self.folder / INDEX).is_file():
+                # transformers would read the one, mergekit the other.
+                raise AVError(
+                    f"{self.folder} holds both {SINGLE} and {INDEX}: remove the stale one"
+                )
+            return [SINGLE]
+        if (self.folder / INDEX).is_file():
+            try:
+                index = json.loads((self.folder / INDEX).read_text("utf-8"))
+                self._weight_map = dict(index["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise AVError(f"{self.folder / INDEX} is not a safetensors index") from error
+            names = sorted(set(self._weight_map.values()))
+            for name in names:
+                if not (self.folder / name).is_file() or Path(name).name != name:
+                    raise AVError(f"{self.folder}: the shard {name} is missing")
+            return names
+        if any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt*")):
+            raise AVError(
+                f"{self.folder} has only pickle files, which we never open: save the model as "
+                "safetensors (transformers: `model.save_pretrained`)"
+            )
+        raise AVError(f"{self.folder} holds no {SINGLE}")
+
+    def _read_header(self, file: Path) -> None:
+        with _opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (no mapping: it has keys() only)
+                part = tensors.get_slice(name)
+                dtype = DTYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise AVError(f"{file}: {name} has the dtype {part.get_dtype()}, not supported")
+                self._infos[name] = TensorInfo(file, tuple(part.get_shape()), dtype)
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self._infos[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU."""
+        with _opened(self[name].file) as tensors:
+            return tensors.get_tensor(name)
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The tensor's values in order, flat, in pieces of whole rows of about `BLOCK` elements.
+
+        Where the pieces begin depends on the shape alone. The file is opened anew for each, so
+        that the pages of the last one can go: memory stays at one block, not one file.
+        """
+        info = self[name]
+        if not info.shape or info.numel <= BLOCK:
+            yield self.read(name).reshape(-1)
+            return
+        rows = max(1, BLOCK // (info.numel // info.shape[0]))
+        for start in range(0, info.shape[0], rows):
+            with _opened(info.file) as tensors:
+                yield tensors.get_slice(name)[start : start + rows].reshape(-1)
+
+
+@contextlib.contextmanager
+def _opened(file: Path):
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise AVError(f"{file} is truncated or damaged ({error}): get it again") from error
+
+
+class Digest:
+    """A hash of a tensor's values that neither dtype nor sharding of the copy changes.
+
+    Values are widened to float32; blocks in which the lower half of every float32 is zero (all that
+    come from bfloat16) are hashed by their upper halves, which says the same in half the bytes.
+    The hash (XXH3, 128 bits) guards against mix-ups and damage, not against forgery.
+    """
+
+    def __init__(self):
+        self._hash = xxhash.xxh3_128()
+
+    def update(self, block: torch.Tensor) -> None:
+        """Add a flat block; blocks must come as `Checkpoint.blocks` cuts them."""
+        if block.dtype == torch.bfloat16:
+            tag, payload = b"2", block.contiguous().view(torch.int16)
+        elif block.dtype.is_floating_point and block.dtype != torch.float64:
+            bits = block.to(torch.float32).contiguous().view(torch.int32)
+            if (bits & 0xFFFF).any():
+                tag, payload = b"4", bits
+            else:
+                tag, payload = b"2", (bits >> 16).to(torch.int16)
+        else:
+            tag, payload = DTYPE_NAMES[block.dtype].encode(), block.contiguous().view(torch.uint8)
+        self._hash.update(tag)
+        self._hash.update(payload.numpy())
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def combined_fingerprint(shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str]) -> str:
+    """One fingerprint from each tensor's name, shape and digest, in the order of the names."""
+    total = xxhash.xxh3_128()
+    for name in sorted(digests):
+        total.update(json.dumps([name, list(shapes[name]), digests[name]]).encode())
+    return total.hexdigest()
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """32 hexadecimal digits over names, shapes and values widened to float32.
+
+    Remembered within the process for as long as the files do not change.
+    """
+    state = tuple((str(f), s.st_size, s.st_mtime_ns, s.st_ino) for f, s in _stats(checkpoint.files))
+    return _fingerprint(checkpoint.folder, state)
+
+
+def _stats(files: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    for file in files:
+        yield file, file.stat()
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(folder: Path, _state: tuple) -> str:
+    checkpoint = Checkpoint(folder)
+
+    def digest(name: str) -> str:
+        values = Digest()
+        for block in checkpoint.blocks(name):
+            values.update(block)
+        return values.hexdigest()
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        digests = dict(zip(checkpoint, pool.map(digest, checkpoint), strict=True))
+    return combined_fingerprint({name: checkpoint[name].shape for name in checkpoint}, digests)
+
+
+class CheckpointWriter:
+    """Writes a checkpoint a block at a time, in the Hub's layout (shards and index when large).
+
+    safetensors' own `save_file` wants all tensors of a file in memory. The format is simple enough
+    to stream: eight bytes of header length, a JSON header with every offset, the values.
+
+    Args:
+        tensors: name → (shape, dtype) of all that will be written, in the order of writing.
+    """
+
+    def __init__(self, folder: Path, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]):
+        infos = {
+            n: TensorInfo(Path(), tuple(shape), dtype) for n, (shape, dtype) in tensors.items()
+        }
+        self._folder = folder
+        self._plan = split_state_dict_into_shards_factory(
+            infos,
+            get_storage_size=lambda info: info.nbytes,
+            get_storage_id=lambda info: None,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=MAX_SHARD_SIZE,
+        )
+        # (file, names) in the order in which names are written
+        self._files = [(f, names) for f, names in self._plan.filename_to_tensors.items()]
+        self._infos = infos
+        self._file = None
+        self._left: list[str] = []
+
+    def names(self) -> Iterator[str]:
+        """The tensors in the order in which their blocks must be given to `write`."""
+        for filename, names in self._files:
+            with open(self._folder / filename, "wb") as self._file:
+                self._file.write(self._header(names))
+                yield from names
+        if self._plan.is_sharded:
+            index = {"metadata": self._plan.metadata, "weight_map": self._plan.tensor_to_filename}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (self._folder / INDEX).write_text(text, "utf-8")
+
+    def write(self, block: torch.Tensor) -> None:
+        self._file.write(block.contiguous().view(torch.uint8).numpy().data)
+
+    def _header(self, names: list[str]) -> bytes:
+        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        for name in names:
+            info = self._infos[name]
+            offsets = [offset, offset + info.nbytes]
+            header[name] = {
+                "dtype": DTYPE_NAMES[info.dtype],
+                "shape": list(info.shape),
+                "data_offsets": offsets,
+            }
+            offset = offsets[1]
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,93 @@
+"""`av-extract` and `av-check`, and what all commands share."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from .errors import AVError
+
+
+def command(function: Callable) -> click.Command:
+    """A click command that shows its defaults and ends expected failures in one line.
+
+    Exit code 2 for a usage error, 1 for any other that is expected; Ctrl-C ends with 130.
+    """
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise AVError(f"{where}{error.strerror or error}") from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted", err=True)
+            sys.exit(130)
+
+    name = function.__name__.replace("_", "-")
+    return click.command(name, context_settings={"show_default": True})(run)
+
+
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace the output if it is there; kept until all is done."
+)
+
+
+@command
+@click.argument("base")
+@click.argument("aligned")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--name", help="Name of the dimension.  [default: OUT's name]")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
+@click.option("--levels", help="The dimension's levels, best first, separated by commas.")
+@overwrite_option
+def av_extract(base, aligned, out, name, dtype, levels, overwrite):
+    """Write the difference ALIGNED − BASE as an alignment vector to the folder OUT.
+
+    BASE and ALIGNED are folders or Hub ids of one architecture.
+    """
+    from .extraction import extract
+
+    names = [level.strip() for level in levels.split(",")] if levels else None
+    vector = extract(base, aligned, out, name=name, dtype=dtype, levels=names, overwrite=overwrite)
+    click.echo(summary(vector))
+
+
+@command
+@click.argument("av")
+@click.option("--base", help="Check as well that this model, folder or Hub id, is its base.")
+def av_check(av, base):
+    """Read the whole alignment vector AV, a folder or Hub id, and say whether it is sound."""
+    from .checkpoint import Checkpoint
+    from .models import read_json, resolve
+    from .vector import AlignmentVector
+
+    vector = AlignmentVector.open(av)
+    read_json(vector.folder / "config.json")
+    vector.check()
+    vector.check_finite()
+    if base:
+        folder = resolve(base)
+        vector.check_fit(Checkpoint(folder), base)
+        vector.check_base(folder)
+    click.echo(summary(vector))
+
+
+def summary(vector) -> str:
+    """What a person wants to know of a vector, in a few lines."""
+    metadata, statistics = vector.metadata, vector.metadata.statistics
+    relative = ""
+    if statistics.get("base_norm"):
+        relative = f" ({statistics['norm'] / statistics['base_norm']:.2%} of the base's)"
+    return "\n".join(
+        [
+            f"{vector.folder}: alignment vector {metadata.name!r} of {metadata.base.id}",
+            f"  {statistics['weights']:,} weights in {metadata.precision['dtype']}, "
+            f"difference {metadata.precision['difference']}",
+            f"  norm {statistics['norm']:.4g}{relative}, "
+            f"{statistics['unchanged']:.1%} of the weights unchanged",
+        ]
+    )

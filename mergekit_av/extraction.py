@@ -1,0 +1,281 @@
+"""From two checkpoints to an alignment vector: θ_AV = θ_aligned − θ_base (equation 1).
+
+A block of a tensor at a time: memory does not grow with the model.
+"""
+
+import importlib.metadata
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .card import vector_card
+from .checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    Digest,
+    combined_fingerprint,
+)
+from .errors import AVError
+from .files import whole_folder
+from .models import refuse_vector, resolve
+from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
+
+VECTOR_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+PACKAGES = ("mergekit-av", "mergekit", "torch", "transformers", "trl")
+
+
+def extract(
+    base: str | os.PathLike,
+    aligned: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    name: str | None = None,
+    dtype: str = "bfloat16",
+    levels: list[str] | None = None,
+    training: dict[str, Any] | None = None,
+    base_id: str | None = None,
+    overwrite: bool = False,
+) -> AlignmentVector:
+    """Write the difference of two checkpoints of one architecture as an alignment vector.
+
+    The difference is taken in float32 and rounded once, to `dtype`. Either checkpoint may be
+    float32, bfloat16 or float16, sharded or not, its embeddings tied or not.
+
+    Args:
+        base, aligned: folders or Hub ids.
+        out: the folder to write.
+        name: of the dimension; by default the name of the folder.
+        dtype: `bfloat16`, or `float32` where the difference is wanted whole.
+        levels: of the dimension, best first.
+        training: how the aligned model came about, kept in the metadata.
+        base_id: what to call the base in the metadata; by default `base` as given.
+        overwrite: replace an alignment vector that is already there.
+
+    Returns:
+        The vector, opened.
+
+    Raises:
+        AVError: the two do not fit, a difference is NaN or infinite, a file is damaged, or `out`
+            cannot be written. Nothing is left behind.
+    """
+    base_folder, aligned_folder = resolve(base), resolve(aligned)
+    refuse_vector(base_folder)
+    refuse_vector(aligned_folder)
+    base_checkpoint, aligned_checkpoint = Checkpoint(base_folder), Checkpoint(aligned_folder)
+    partners = _partners(base_checkpoint, aligned_checkpoint)
+    aligned_dtypes = {
+        str(info.dtype).removeprefix("torch.")
+        for info in aligned_checkpoint.values()
+        if info.dtype.is_floating_point
+    }
+    base_digests: dict[str, str] = {}
+    base_norms: dict[str, float] = {}
+
+    def difference(tensor: str) -> Iterator[torch.Tensor]:
+        digest, squares = Digest(), 0.0
+        pairs = zip(
+            base_checkpoint.blocks(tensor), aligned_checkpoint.blocks(partners[tensor]), strict=True
+        )
+        for old, new in pairs:
+            digest.update(old)
+            old = old.to(torch.float32)
+            squares += torch.linalg.vector_norm(old).item() ** 2
+            yield new.to(torch.float32) - old
+        base_digests[tensor] = digest.hexdigest()
+        base_norms[tensor] = math.sqrt(squares)
+
+    def identity() -> BaseIdentity:
+        for tensor, info in base_checkpoint.items():
+            if tensor not in base_digests:
+                base_digests[tensor] = _same_buffer(
+                    tensor, info, base_checkpoint, aligned_checkpoint
+                )
+        shapes = {tensor: base_checkpoint[tensor].shape for tensor in base_checkpoint}
+        repo, _, revision = str(base).partition("@")
+        return BaseIdentity(
+            id=base_id or repo,
+            fingerprint=combined_fingerprint(shapes, base_digests),
+            revision=revision or None,
+        )
+
+    return write_vector(
+        out,
+        name=name or Path(out).name,
+        base=identity,
+        config=base_folder / "config.json",
+        shapes={tensor: base_checkpoint[tensor].shape for tensor in partners},
+        blocks=difference,
+        dtype=dtype,
+        precision={
+            "difference": "of the float32 weights"
+            if aligned_dtypes == {"float32"}
+            else f"of weights already rounded to {', '.join(sorted(aligned_dtypes))}: changes of "
+            "less than half a step are lost",
+        },
+        levels=levels,
+        training=training,
+        base_norms=base_norms,
+        overwrite=overwrite,
+    )
+
+
+def write_vector(
+    out: str | os.PathLike,
+    *,
+    name: str,
+    base: BaseIdentity | Callable[[], BaseIdentity],
+    config: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    blocks: Callable[[str], Iterator[torch.Tensor]],
+    dtype: str,
+    precision: dict[str, Any],
+    levels: list[str] | None = None,
+    training: dict[str, Any] | None = None,
+    base_norms: Mapping[str, float] | None = None,
+    overwrite: bool = False,
+) -> AlignmentVector:
+    """Write an AV folder from its tensors' values, given as flat float32 blocks.
+
+    Args:
+        base: the base's identity, or what returns it once every block has been read.
+        config: the base's config.json.
+        blocks: a tensor's name → its values, cut as `Checkpoint.blocks` cuts them.
+        base_norms: filled by `blocks` with the norm of each base tensor, where it is known.
+    """
+    if dtype not in VECTOR_DTYPES:
+        raise AVError(f"a vector's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
+    if not config.is_file():
+        raise AVError(f"{config.parent} has no config.json")
+    stored = VECTOR_DTYPES[dtype]
+    summaries: dict[str, _Summary] = {}
+    with whole_folder(Path(out), overwrite=overwrite, marker=METADATA) as folder:
+        writer = CheckpointWriter(folder, {n: (shape, stored) for n, shape in shapes.items()})
+        bar = tqdm(total=sum(map(math.prod, shapes.values())), unit="w", unit_scale=True)
+        with bar:
+            bar.set_description(f"Writing {Path(out).name}")
+            for tensor in writer.names():
+                summary = summaries[tensor] = _Summary()
+                for block in blocks(tensor):
+                    rounded = block.to(stored)
+                    summary.add(tensor, block, rounded)
+                    writer.write(rounded)
+                    bar.update(block.numel())
+        digests = {tensor: summary.digest.hexdigest() for tensor, summary in summaries.items()}
+        metadata = Metadata(
+            name=name,
+            base=base() if callable(base) else base,
+            fingerprint=combined_fingerprint(shapes, digests),
+            levels=levels or [],
+            precision={"dtype": dtype, **precision},
+            training=training,
+            statistics=_statistics(summaries, base_norms or {}),
+            created_with={package: _version(package) for package in PACKAGES},
+        )
+        shutil.copyfile(config, folder / "config.json")
+        (folder / METADATA).write_text(metadata.to_json(), "utf-8")
+        (folder / "README.md").write_text(vector_card(metadata), "utf-8")
+    return AlignmentVector.open(out)
+
+
+class _Summary:
+    """What is learnt of one tensor of the vector while it is written."""
+
+    def __init__(self):
+        self.digest, self.squares, self.zeros, self.count = Digest(), 0.0, 0, 0
+
+    def add(self, name: str, block: torch.Tensor, rounded: torch.Tensor) -> None:
+        norm = torch.linalg.vector_norm(block).item()
+        if not math.isfinite(norm) and not torch.isfinite(block).all():
+            raise AVError(f"{name}: the difference has NaN or infinite values; is the model whole?")
+        self.squares += norm**2
+        self.zeros += block.numel() - int(torch.count_nonzero(block))
+        self.count += block.numel()
+        self.digest.update(rounded)
+
+
+def _statistics(summaries: dict[str, _Summary], base_norms: Mapping[str, float]) -> dict[str, Any]:
+    count = sum(s.count for s in summaries.values())
+    return {
+        "weights": count,
+        "norm": math.sqrt(sum(s.squares for s in summaries.values())),
+        "base_norm": math.sqrt(sum(n**2 for n in base_norms.values())) if base_norms else None,
+        "unchanged": sum(s.zeros for s in summaries.values()) / max(count, 1),
+        "tensors": {
+            name: {
+                "norm": math.sqrt(s.squares),
+                "base_norm": base_norms.get(name),
+                "unchanged": s.zeros / max(s.count, 1),
+            }
+            for name, s in summaries.items()
+        },
+    }
+
+
+def _partners(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
+    """For each floating-point tensor of the base, the aligned model's tensor to compare it with.
+
+    The same name, or, where one of the two files leaves a tied weight out, what it is tied to.
+    """
+    ties = None
+    partners = {}
+    for name, info in base.items():
+        if not info.dtype.is_floating_point:
+            continue
+        partner = name
+        if name not in aligned:
+            ties = ties if ties is not None else _tied_names(aligned.folder)
+            partner = next((other for other in ties.get(name, ()) if other in aligned), None)
+            if partner is None:
+                raise AVError(f"{aligned.folder} has no tensor {name}: it is not of this base")
+        if aligned[partner].shape != info.shape:
+            raise AVError(
+                f"{name} is {aligned[partner].shape} in {aligned.folder} and {info.shape} in "
+                f"{base.folder}: an aligned model keeps the shapes of its base"
+            )
+        partners[name] = partner
+    for name in sorted(set(aligned) - set(base)):
+        if not aligned[name].dtype.is_floating_point:
+            continue
+        ties = ties if ties is not None else _tied_names(aligned.folder)
+        twin = next((other for other in ties.get(name, ()) if other in aligned), None)
+        if twin is None or not torch.equal(aligned.read(name), aligned.read(twin)):
+            raise AVError(
+                f"{base.folder} has no tensor {name}: the aligned model is not of this base"
+            )
+    return partners
+
+
+def _tied_names(folder: Path) -> dict[str, list[str]]:
+    """Which parameters an architecture shares: name → the names that are the same tensor."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    ties: dict[str, list[str]] = {}
+    for left, right in (model.all_tied_weights_keys or {}).items():
+        ties.setdefault(left, []).append(right)
+        ties.setdefault(right, []).append(left)
+    return ties
+
+
+def _same_buffer(name: str, info, base: Checkpoint, aligned: Checkpoint) -> str:
+    """The digest of an integer tensor, which an aligned model must not change."""
+    digest, values = Digest(), base.read(name)
+    if name in aligned and not torch.equal(values, aligned.read(name)):
+        raise AVError(
+            f"{name} ({info.dtype}) differs: only floating-point tensors have a difference"
+        )
+    for block in base.blocks(name):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)

@@ -1,0 +1,134 @@
+"""Files and folders that are either whole or not there."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import AVError
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+
+def check_vacant(path: Path, overwrite: bool, marker: str) -> None:
+    """Refuse, before any work is done, an output folder that may not be written.
+
+    Args:
+        marker: the file that tells a folder of ours; with `overwrite` only such a folder, or an
+            empty one, is replaced.
+
+    Raises:
+        AVError: the folder exists and `overwrite` is off, it holds something else, or its parent
+            cannot be written to.
+    """
+    path = Path(path)
+    if path.exists() or path.is_symlink():
+        if not path.is_dir() or path.is_symlink():
+            raise AVError(f"{path} exists and is not a folder: choose another place")
+        ours = (path / marker).exists() or not any(path.iterdir())
+        if not overwrite:
+            raise AVError(f"{path} exists: choose another folder or pass --overwrite")
+        if not ours:
+            raise AVError(f"{path} has no {marker}: --overwrite replaces only what we wrote")
+    with _as_av_error(path):
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, overwrite: bool = False, marker: str = "") -> Iterator[Path]:
+    """Yield a temporary sibling that becomes `path` when the block ends well.
+
+    A block that fails, or a process that is killed, leaves `path` as it was. The files are on disk
+    (fsync) before the name appears; a folder that is replaced is exchanged in one step.
+    """
+    path = Path(path).absolute()
+    check_vacant(path, overwrite, marker)
+    _remove_abandoned(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _as_av_error(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in [*temporary.rglob("*"), temporary]:
+                _fsync(file)
+            if path.exists():
+                _exchange(temporary, path)
+            else:
+                temporary.rename(path)
+            _fsync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in one step: readers see the old content or the new one, never a part."""
+    path = Path(path).absolute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _as_av_error(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what a killed process left beside `path`."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = leftover.name.split(".")[-2]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders: in one step where the system can (Linux), else in two renames."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None:
+        args = (AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE)
+        if rename(*args) == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(old))
+    aside = new.with_name(new.name + ".old")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
+
+
+@contextlib.contextmanager
+def _as_av_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AVError(f"could not write {path}: {reason}. Nothing was changed there") from error

@@ -1,0 +1,38 @@
+"""How plain `mergekit-yaml` finds the merge method.
+
+mergekit 0.1.5 has no plugin discovery; its `MergeConfiguration`, the model that reads every
+recipe, is a pydantic model, and pydantic has: the entry-point group `pydantic`. pydantic asks this
+plugin about each model of the whole environment, so loading it must cost nothing: mergekit and
+torch are imported only when a recipe is read.
+"""
+
+from typing import Any
+
+
+class _RecipeEvents:
+    """Called around the validation of a recipe."""
+
+    @staticmethod
+    def on_enter(*args: Any, **kwargs: Any) -> None:
+        from mergekit_av.merge_method import register
+
+        register()
+
+    @staticmethod
+    def on_success(result: Any) -> None:
+        from mergekit_av.recipe import check_recipe
+
+        check_recipe(result)
+
+
+class _Plugin:
+    def new_schema_validator(
+        self, schema, schema_type, schema_type_path, schema_kind, config, plugin_settings
+    ):
+        path = schema_type_path
+        if (path.module, path.name) == ("mergekit.config", "MergeConfiguration"):
+            return _RecipeEvents, _RecipeEvents, _RecipeEvents
+        return None, None, None
+
+
+plugin = _Plugin()

@@ -1,0 +1,140 @@
+"""What can be said about a recipe before any file of a model is opened.
+
+mergekit ignores keys it does not know and falls back to defaults in silence; a recipe that says
+`lamda: -1` must not merge. Everything here is checked when mergekit reads the recipe.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .arithmetic import ROUNDINGS
+from .errors import AVError
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
+
+METHOD = "alignment_vector"
+# λ, and mergekit's own word for it.
+COEFFICIENTS = ("lambda", "weight")
+PER_VECTOR = (*COEFFICIENTS, "transfer")
+PER_RECIPE = ("rounding", "seed")
+
+
+def read_coefficient(value: Any) -> float | None:
+    """One λ as the recipe gives it: a finite number, or a string that YAML left unread ("1e-1").
+
+    Raises:
+        AVError: anything else.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise AVError(f"{METHOD}: λ must be a finite number such as -1 or 0.6, not {value!r}")
+
+
+def check_recipe(config: "MergeConfiguration") -> None:
+    """Raise AVError for a recipe of `alignment_vector` that would merge something not meant."""
+    if config.merge_method != METHOD:
+        return
+    if config.base_model is None:
+        raise AVError(f"{METHOD} needs `base_model:`, the model the vectors were trained on")
+    for scopes, models in _merges(config):
+        vectors = [m for m in models if m.model != config.base_model]
+        if not vectors:
+            raise AVError(f"{METHOD} needs at least one alignment vector under `models:`")
+        names = [str(m.model) for m in vectors]
+        for name in names:
+            if names.count(name) > 1:
+                raise AVError(f"{name} stands twice in the recipe: give it once, with the sum of λ")
+        for vector in vectors:
+            _check_vector(str(vector.model), [vector.parameters or {}, *scopes])
+        for scope in scopes:
+            _check_names("the recipe", scope, (*PER_VECTOR, *PER_RECIPE))
+            _check_shared(scope, config)
+
+
+def _merges(config: "MergeConfiguration") -> Iterable[tuple[list[Mapping], list]]:
+    """Each list of inputs in a recipe with the parameter scopes around it, innermost first."""
+    top = config.parameters or {}
+    if config.models:
+        yield [top], config.models
+    for piece in config.slices or ():
+        yield [piece.parameters or {}, top], piece.sources
+    for module in (config.modules or {}).values():
+        outer = [module.parameters or {}, top]
+        if module.models:
+            yield outer, module.models
+        for piece in module.slices or ():
+            yield [piece.parameters or {}, *outer], piece.sources
+
+
+def _check_vector(name: str, scopes: list[Mapping]) -> None:
+    _check_names(name, scopes[0], PER_VECTOR)
+    used = [word for word in COEFFICIENTS if any(word in scope for scope in scopes)]
+    if len(used) > 1:
+        raise AVError(f"{name} has both `lambda` and `weight`: they mean the same, keep one")
+    if not used:
+        raise AVError(
+            f"{name} has no λ: write `parameters: {{lambda: 1.0}}` under it (there is no default)"
+        )
+    settings = [scope[used[0]] for scope in scopes if used[0] in scope]
+    try:
+        covered = [_covers_every_tensor(setting) for setting in settings]
+    except AVError as error:
+        raise AVError(f"{name}: {error.message}") from None
+    if not any(covered):
+        raise AVError(
+            f"{name}: `{used[0]}` has filters but no value for the tensors that match none of "
+            "them: end the list with `- value: 0`"
+        )
+    for scope in scopes:
+        if not isinstance(scope.get("transfer", False), bool):
+            raise AVError(f"{name}: `transfer` must be true or false")
+
+
+def _covers_every_tensor(setting: Any) -> bool:
+    """Check each value in a parameter setting; say whether it gives one to every tensor."""
+    entries = setting if isinstance(setting, list) else [setting]
+    covered = False
+    for entry in entries:
+        value = getattr(entry, "value", entry)
+        for number in value if isinstance(value, list) else [value]:
+            read_coefficient(number)
+        empty = isinstance(value, list) and not value
+        covered |= not empty and getattr(entry, "filter", None) in (None, "*")
+    return covered
+
+
+def _check_names(owner: str, parameters: Mapping, known: tuple[str, ...]) -> None:
+    for key in parameters:
+        if key in known:
+            continue
+        if key in PER_RECIPE:
+            raise AVError(f"{owner}: `{key}` is for the whole recipe: move it to its `parameters:`")
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
+        raise AVError(f"{owner}: unknown parameter `{key}`; {hint}")
+
+
+def _check_shared(scope: Mapping, config: "MergeConfiguration") -> None:
+    rounding = scope.get("rounding", "stochastic")
+    if rounding not in ROUNDINGS:
+        raise AVError(f"`rounding` must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
+    seed = scope.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise AVError(f"`seed` must be an integer, not {seed!r}")
+    narrows = config.out_dtype not in (None, "float32", "float64", config.dtype)
+    if rounding == "stochastic" and narrows:
+        # mergekit casts to out_dtype after the method is done, to nearest.
+        raise AVError(
+            f"`out_dtype: {config.out_dtype}` would round to nearest what `rounding: stochastic` "
+            f"keeps: write `dtype: {config.out_dtype}` instead, or `parameters: {{rounding: nearest}}`"
+        )

@@ -1,0 +1,281 @@
+"""Alignment vectors: the folder, what it says of itself, and their algebra."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .arithmetic import Rounding, add_vectors
+from .checkpoint import Checkpoint, fingerprint
+from .errors import AVError
+from .models import load_model, read_json, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+METADATA = "alignment_vector.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """Which model a vector belongs to. Only the fingerprint decides; the id is for people."""
+
+    id: str
+    fingerprint: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What alignment_vector.json says.
+
+    Attributes:
+        name: the dimension, e.g. `medical`.
+        base: the model that the vector is a difference to.
+        fingerprint: of the vector's own tensors; tells a damaged copy.
+        levels: the dimension's levels, best first; empty where unknown.
+        precision: stored dtype, and between which weights the difference was taken.
+        training: the settings and losses of the training, or None.
+        statistics: norms and shares of zeros, overall and per tensor.
+        calibration: measured accuracies at some λ, or None.
+        created_with: versions of the packages that wrote the vector.
+        format_version: of this file.
+    """
+
+    name: str
+    base: BaseIdentity
+    fingerprint: str
+    levels: list[str] = field(default_factory=list)
+    precision: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+    statistics: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    created_with: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def read(cls, folder: Path) -> "Metadata":
+        """Raises AVError for a folder without metadata, of another format, or incomplete."""
+        if not (folder / METADATA).is_file():
+            remedy = ""
+            if (folder / "config.json").is_file():
+                remedy = ": it looks like a whole model; make a vector of it with `av-extract BASE MODEL OUT`"
+            raise AVError(f"{folder} is no alignment vector (it has no {METADATA}){remedy}")
+        content = read_json(folder / METADATA)
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise AVError(
+                f"{folder} has format version {version!r}, this mergekit-av reads {FORMAT_VERSION}: "
+                "update mergekit-av or make the vector again"
+            )
+        try:
+            content["base"] = BaseIdentity(**content["base"])
+            metadata = cls(**content)
+        except (KeyError, TypeError) as error:
+            raise AVError(
+                f"{folder / METADATA} is incomplete or has unknown keys: {error}"
+            ) from None
+        if not (
+            isinstance(metadata.fingerprint, str) and isinstance(metadata.base.fingerprint, str)
+        ):
+            raise AVError(f"{folder / METADATA}: a fingerprint is missing")
+        return metadata
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class Combination:
+    """Σ λᵢ θ_AVᵢ: a sum of alignment vectors of one base, not yet computed.
+
+    `0.6 * legal - medical` makes one; tensors are read only when it is applied or saved.
+    """
+
+    def __init__(self, terms: list[tuple[float, "AlignmentVector"]]):
+        self.terms = terms
+        first = terms[0][1]
+        for _, vector in terms[1:]:
+            if vector.metadata.base.fingerprint != first.metadata.base.fingerprint:
+                raise AVError(
+                    f"{vector.folder} and {first.folder} are vectors of different bases "
+                    f"({vector.metadata.base.id} and {first.metadata.base.id}): they cannot be added"
+                )
+
+    def __mul__(self, factor: float) -> "Combination":
+        if not isinstance(factor, int | float):
+            return NotImplemented
+        return Combination([(factor * coefficient, vector) for coefficient, vector in self.terms])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Combination":
+        return -1.0 * self
+
+    def __add__(self, other: "Combination") -> "Combination":
+        if not isinstance(other, Combination):
+            return NotImplemented
+        return Combination(self.terms + other.terms)
+
+    def __sub__(self, other: "Combination") -> "Combination":
+        return self + -other
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{c:g} * {v.metadata.name!r}" for c, v in self.terms)
+
+    @property
+    def base(self) -> BaseIdentity:
+        return self.terms[0][1].metadata.base
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Σ λᵢ Δᵢ of one tensor, float32, in the base's shape."""
+        first = self.terms[0][1].checkpoint[name]
+        zero = torch.zeros(first.shape, dtype=torch.float32)
+        return add_vectors(zero, [(c, v.checkpoint.read(name)) for c, v in self.terms], name=name)
+
+    def apply_to(
+        self,
+        base: "str | os.PathLike | PreTrainedModel",
+        *,
+        rounding: Rounding = "stochastic",
+        seed: int = 0,
+        transfer: bool = False,
+    ) -> "PreTrainedModel":
+        """θ_base + Σ λᵢ θ_AVᵢ as a transformers model (equation 3).
+
+        Args:
+            base: a folder or Hub id, loaded in its own dtype, whose fingerprint must be that of
+                the vectors' base; or a model in memory, which is left as it is (a copy is
+                returned). A model in memory may have any dtype and is checked by names and shapes.
+            rounding, seed: as in a recipe; with the same ones, the tensors are those that
+                mergekit-yaml writes.
+            transfer: accept a base that the vectors were not made for.
+
+        Raises:
+            AVError: the base is another one, or has other tensors.
+        """
+        import copy
+
+        if isinstance(base, str | os.PathLike):
+            folder = resolve(base)
+            if not transfer:
+                for _, vector in self.terms:
+                    vector.check_base(folder)
+            model = load_model(folder, dtype="auto", device="cpu")
+        else:
+            model = copy.deepcopy(base)
+        parameters = dict(model.named_parameters())
+        # Names of tied weights are not among the parameters, nor need they be in the vector.
+        for _, vector in self.terms:
+            unknown = sorted(set(vector.checkpoint) ^ set(parameters))
+            unknown = [n for n in unknown if n not in (model.all_tied_weights_keys or {})]
+            if unknown:
+                raise AVError(
+                    f"{vector.folder} does not fit the model: {unknown[0]} is not in both"
+                )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                terms = [(c, v.checkpoint.read(name).to(parameter.device)) for c, v in self.terms]
+                if any(delta.shape != parameter.shape for _, delta in terms):
+                    raise AVError(f"{name} has another shape in the vector than in the model")
+                parameter.copy_(
+                    add_vectors(parameter.data, terms, name=name, rounding=rounding, seed=seed)
+                )
+        return model
+
+    def save(
+        self, out: str | os.PathLike, *, name: str, dtype: str = "bfloat16", overwrite: bool = False
+    ) -> "AlignmentVector":
+        """Write the sum as an alignment vector of its own: folder `out`, called `name`.
+
+        Raises:
+            AVError: `out` exists and `overwrite` is off, or cannot be written.
+        """
+        from .extraction import write_vector
+
+        formula = repr(self)
+        return write_vector(
+            out,
+            name=name,
+            base=self.base,
+            config=self.terms[0][1].folder / "config.json",
+            shapes={n: info.shape for n, info in self.terms[0][1].checkpoint.items()},
+            blocks=lambda n: iter([self.tensor(n).reshape(-1)]),
+            dtype=dtype,
+            precision={"difference": f"sum of vectors: {formula}"},
+            overwrite=overwrite,
+        )
+
+
+class AlignmentVector(Combination):
+    """θ_AV = θ_aligned − θ_base (equation 1), in a folder or a Hub repository; read lazily.
+
+        medical = AlignmentVector.open("avs/medical")
+        model = (-1.2 * medical).apply_to("models/SmolLM2-135M-Instruct")
+
+    Attributes:
+        folder: where the files are.
+        metadata: what alignment_vector.json says.
+        checkpoint: the tensors: names, shapes, dtypes; values when read.
+    """
+
+    def __init__(self, folder: Path, metadata: Metadata):
+        self.folder = folder
+        self.metadata = metadata
+        super().__init__([(1.0, self)])
+
+    @classmethod
+    def open(cls, source: str | os.PathLike, revision: str | None = None) -> "AlignmentVector":
+        """Open a folder or a Hub id (`revision`, or `id@revision`, where one is meant).
+
+        Raises:
+            AVError: there is none, or it is no alignment vector that this version reads.
+        """
+        folder = resolve(source, revision)
+        return cls(folder, Metadata.read(folder))
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.folder)
+
+    def check(self) -> None:
+        """Read every value: raise AVError for a vector that is damaged or incomplete."""
+        if fingerprint(self.checkpoint) != self.metadata.fingerprint:
+            raise AVError(
+                f"{self.folder}: the weights are not those that were written (damaged, or changed "
+                "afterwards): get the vector again"
+            )
+
+    def check_finite(self) -> None:
+        """Raise AVError for a vector with NaN or infinite values."""
+        for name in self.checkpoint:
+            if not all(torch.isfinite(block).all() for block in self.checkpoint.blocks(name)):
+                raise AVError(f"{self.folder}: {name} has NaN or infinite values: make it again")
+
+    def check_base(self, folder: Path, remedy: str = "pass the base it was made for") -> None:
+        """Raise AVError unless `folder` holds the vector's own base."""
+        found, wanted = fingerprint(Checkpoint(folder)), self.metadata.base
+        if found != wanted.fingerprint:
+            raise AVError(
+                f"{self.folder} is a vector of {wanted.id} ({wanted.fingerprint[:8]}), not of "
+                f"{folder} ({found[:8]}): {remedy}"
+            )
+
+    def check_fit(self, base: Mapping[str, Any], where: str) -> None:
+        """Raise AVError unless the floating-point tensors of `base` have the same names and shapes."""
+        shapes = {n: info.shape for n, info in base.items() if info.dtype.is_floating_point}
+        own = {n: info.shape for n, info in self.checkpoint.items()}
+        for name in sorted(set(shapes) | set(own)):
+            if shapes.get(name) != own.get(name):
+                raise AVError(
+                    f"{self.folder} does not fit {where}: {name} is {own.get(name) or 'missing'} in "
+                    f"the vector and {shapes.get(name) or 'missing'} in the base"
+                )
+
+    def __repr__(self) -> str:
+        return f"AlignmentVector({self.metadata.name!r}, base={self.metadata.base.id!r})"

@@ -1,0 +1,108 @@
+"""`av-train`: from records to an alignment vector."""
+
+import logging
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from mergekit_av.cli import command, overwrite_option, summary
+
+from .defaults import DEFAULTS, PATIENCE
+
+RUNS, VECTORS = Path("runs"), Path("avs")
+
+EPILOG = (
+    "Every field of TRL's DPOConfig is an option as well, under its own name "
+    "(--learning_rate 2e-5 --num_train_epochs 2). Defaults that are not TRL's: "
+    + ", ".join(f"{key} {value[0] if isinstance(value, list) else value}" for key, value in DEFAULTS.items())
+    + "."
+)  # fmt: skip
+
+
+@command
+@click.option(
+    "--domain", "domains", multiple=True, required=True, metavar="NAME|FILE.yml",
+    help="What to train on; given several times, one vector after the other is made.",
+)  # fmt: skip
+@click.option("--base", help="Model to align: a folder or Hub id.  [default: the default base]")
+@click.option("--data", help="Records instead of the domain's own: a file or a Hub dataset id.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write.  [default: avs/DOMAIN]"
+)
+@click.option(
+    "--pairs", type=click.Choice(["adjacent", "all"]), default="adjacent",
+    help="Which levels to compare: each with the next one, or each with all below it.",
+)  # fmt: skip
+@click.option("--max-records", type=click.IntRange(min=1), help="Train on the first so many only.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16",
+              help="What the vector is stored in.")  # fmt: skip
+@click.option(
+    "--patience", type=click.IntRange(min=1), default=PATIENCE,
+    help="Evaluations without a lower validation loss after which training stops.",
+)  # fmt: skip
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of DPOConfig's fields.")
+@click.option("--keep-aligned", is_flag=True, help="Keep the aligned model in runs/DOMAIN/aligned.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@overwrite_option
+@click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
+def av_train(
+    domains, base, data, out, pairs, max_records, dtype, patience, config, keep_aligned, resume,
+    overwrite, dpo_options,
+):  # fmt: skip
+    """Train an alignment vector with DPO (IPO loss) on a domain's records."""
+    from mergekit_av.domains import load_domain
+    from mergekit_av.records import load_records
+
+    chosen = [load_domain(name) for name in domains]
+    if len(chosen) > 1 and (data or out):
+        raise click.UsageError("--data and --out go with exactly one --domain")
+    records = [load_records(domain, data) for domain in chosen]
+    if max_records:
+        records = [_first(some, max_records) for some in records]
+
+    from mergekit_av.base import base_or_default
+
+    from .arguments import training_arguments
+    from .dpo import Job, train
+
+    # transformers announces that fields which TRL sets are to be renamed; no user can help it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("mergekit_av").setLevel(logging.INFO)
+    jobs = []
+    for domain, some in zip(chosen, records, strict=True):
+        # A DPOConfig is changed by its trainer: each job has its own.
+        arguments = training_arguments(dpo_options, config, output_dir=str(RUNS / domain.name))
+        jobs.append(
+            Job(
+                base=base or "",
+                domain=domain,
+                records=some,
+                out=out or VECTORS / domain.name,
+                arguments=arguments,
+                pairing=pairs,
+                dtype=dtype,
+                patience=patience,
+                keep_aligned=keep_aligned,
+                resume=resume,
+                overwrite=overwrite,
+            )
+        )
+    source = base_or_default(base)
+    for job in jobs:
+        vector = train(replace(job, base=source))
+        if vector is not None:
+            click.echo(summary(vector))
+
+
+# What is not an option of ours is one of DPOConfig's.
+av_train.context_settings["ignore_unknown_options"] = True
+av_train.epilog = EPILOG
+
+
+def _first(records, count):
+    """The first training records, and all others."""
+    training = [record for record in records if record.split == "train"][:count]
+    return training + [record for record in records if record.split != "train"]

@@ -1,0 +1,34 @@
+"""Where av-train's defaults differ from TRL's: the paper's setting.
+
+IPO loss, β 0.1, full fine-tuning, batch 4, one epoch, the validation loss watched. The paper does
+not say its learning rate, schedule or precision: docs/training.md says how they were found.
+"""
+
+DEFAULTS = {
+    "loss_type": ["ipo"],
+    "beta": 0.1,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "num_train_epochs": 1.0,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "max_length": 1024,
+    # Reference log-probabilities first, so that only one model is in memory while training.
+    "precompute_ref_log_probs": True,
+    # float32 throughout: see docs/training.md for what bfloat16 autocast does to small steps.
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,
+    "save_strategy": "steps",
+    "save_steps": 0.25,
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "restore_callback_states_from_checkpoint": True,
+    "logging_steps": 1.0,
+    "report_to": ["none"],
+}
+# Evaluations without a lower validation loss after which training stops.
+PATIENCE = 2
