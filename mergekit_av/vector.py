@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -134,9 +134,14 @@ class Combination:
 
     def tensor(self, name: str) -> torch.Tensor:
         """Σ λᵢ Δᵢ of one tensor, float32, in the base's shape."""
-        first = self.terms[0][1].checkpoint[name]
-        zero = torch.zeros(first.shape, dtype=torch.float32)
-        return add_vectors(zero, [(c, v.checkpoint.read(name)) for c, v in self.terms], name=name)
+        return torch.cat(list(self.blocks(name))).reshape(self.terms[0][1].checkpoint[name].shape)
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The same, flat, in the pieces of `Checkpoint.blocks`."""
+        for deltas in zip(*(v.checkpoint.blocks(name) for _, v in self.terms), strict=True):
+            zero = torch.zeros(deltas[0].shape, dtype=torch.float32)
+            terms = [(c, delta) for (c, _), delta in zip(self.terms, deltas, strict=True)]
+            yield add_vectors(zero, terms, name=name)
 
     def apply_to(
         self,
@@ -205,7 +210,7 @@ class Combination:
             base=self.base,
             config=self.terms[0][1].folder / "config.json",
             shapes={n: info.shape for n, info in self.terms[0][1].checkpoint.items()},
-            blocks=lambda n: iter([self.tensor(n).reshape(-1)]),
+            blocks=self.blocks,
             dtype=dtype,
             precision={"difference": f"sum of vectors: {formula}"},
             overwrite=overwrite,
