@@ -5,11 +5,14 @@ vector to a base call `add_vectors`.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+
+from .errors import AVError
 
 Rounding = Literal["stochastic", "nearest"]
 ROUNDINGS = get_args(Rounding)
@@ -41,6 +44,9 @@ def add_vectors(
 
     Returns:
         A tensor of the base's shape, dtype and device; `base` itself where every λ is 0.
+
+    Raises:
+        AVError: the sum has a value that is NaN, or too large for the base's dtype.
     """
     terms = [(float(coefficient), delta) for coefficient, delta in terms if coefficient != 0]
     if not terms:
@@ -59,10 +65,29 @@ def add_vectors(
             # Product and sum rounded apart: a fused multiply-add, which `alpha=` may use, would
             # make the bytes depend on the device.
             total += delta[chunk].to(accumulate) * coefficient
+        finite = all_finite(total)
         if stochastic:
             total = _round_stochastically(total, base.dtype, noise.draw(total))
         flat_out[chunk] = total
+        if not (finite and all_finite(flat_out[chunk])):
+            raise AVError(
+                f"{name} becomes infinite or NaN in {base.dtype}: use smaller λ, or check base and "
+                "vectors with av-check"
+            )
     return out
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite.
+
+    The norm is a single pass, many times as fast as `isfinite`; it is finite where all values are,
+    unless it overflows.
+    """
+    if not values.dtype.is_floating_point:
+        return True
+    if values.dtype.itemsize == 1:  # torch has no norm of a float8
+        values = values.to(torch.float32)
+    return math.isfinite(torch.linalg.vector_norm(values)) or bool(torch.isfinite(values).all())
 
 
 def _chunks(length: int) -> Iterator[slice]:

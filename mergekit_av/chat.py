@@ -9,6 +9,9 @@ the response. The end of a turn counts as part of the response in training and i
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
+from .errors import AVError
 from .records import Message
 
 if TYPE_CHECKING:
@@ -42,14 +45,15 @@ def encode(
 
     Where a tokenizer joins the prompt's end with a response's beginning, the response starts at
     the first token that differs (TRL's rule), for all responses alike.
+
+    Raises:
+        AVError: the chat template refuses the conversation.
     """
     if isinstance(prompt, str):
         prompt_ids = tokenizer(prompt)["input_ids"]
         end = tokenizer.eos_token or ""
-        texts = [prompt + response for response in responses]
-        whole = [
-            tokenizer(text if text.endswith(end) else text + end)["input_ids"] for text in texts
-        ]
+        ended = [text if text.endswith(end) else text + end for text in responses]
+        whole = [tokenizer(prompt + text)["input_ids"] for text in ended]
     else:
         messages = list(prompt)
         prompt_ids = _render(tokenizer, messages, add_generation_prompt=True)
@@ -62,7 +66,11 @@ def encode(
 
 
 def _render(tokenizer, messages: list[Message], **options) -> list[int]:
-    return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+    try:
+        return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise AVError(f"the chat template refuses a conversation of {roles}: {error}") from error
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

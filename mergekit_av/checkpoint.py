@@ -17,12 +17,14 @@ import xxhash
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
+from .arithmetic import all_finite
 from .errors import AVError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_SIZE = "5GB"  # the Hub's and transformers' default
-# Elements read at a time: memory is bounded by a few blocks, however large a tensor is.
+# Elements read at a time: memory is bounded by a few blocks, however large a tensor is. Fingerprints
+# are made of blocks, so another size would not know the vectors there are.
 BLOCK = 1 << 20
 
 DTYPES = {
@@ -65,9 +67,11 @@ class Checkpoint(Mapping[str, TensorInfo]):
         self._infos: dict[str, TensorInfo] = {}
         for file in self.files:
             self._read_header(file)
-        missing = sorted(set(self._weight_map) - set(self._infos))
-        if missing:
-            raise AVError(f"{self.folder}: {INDEX} names {missing[0]}, which no file holds")
+        if missing := sorted(set(self._weight_map) - set(self._infos)):
+            raise AVError(
+                f"{self.folder}: {INDEX} says that {missing[0]} is in "
+                f"{self._weight_map[missing[0]]}, where it is not: get the checkpoint again"
+            )
 
     def _file_names(self) -> list[str]:
         self._weight_map: dict[str, str] = {}
@@ -82,11 +86,11 @@ class Checkpoint(Mapping[str, TensorInfo]):
             try:
                 index = json.loads((self.folder / INDEX).read_text("utf-8"))
                 self._weight_map = dict(index["weight_map"])
+                names = sorted({Path(name).name for name in self._weight_map.values()})
             except (ValueError, KeyError, TypeError) as error:
                 raise AVError(f"{self.folder / INDEX} is not a safetensors index") from error
-            names = sorted(set(self._weight_map.values()))
             for name in names:
-                if not (self.folder / name).is_file() or Path(name).name != name:
+                if not (self.folder / name).is_file():
                     raise AVError(f"{self.folder}: the shard {name} is missing")
             return names
         if any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt*")):
@@ -99,6 +103,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
     def _read_header(self, file: Path) -> None:
         with _opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (no mapping: it has keys() only)
+                if self._weight_map and self._weight_map.get(name) != file.name:
+                    continue  # the index decides, as it does for mergekit
                 part = tensors.get_slice(name)
                 dtype = DTYPES.get(part.get_dtype())
                 if dtype is None:
@@ -161,7 +167,8 @@ class Digest:
             tag, payload = b"2", block.contiguous().view(torch.int16)
         elif block.dtype.is_floating_point and block.dtype != torch.float64:
             bits = block.to(torch.float32).contiguous().view(torch.int32)
-            if (bits & 0xFFFF).any():
+            # The first few decide for nearly every block.
+            if (bits[:4096] & 0xFFFF).any() or (bits & 0xFFFF).any():
                 tag, payload = b"4", bits
             else:
                 tag, payload = b"2", (bits >> 16).to(torch.int16)
@@ -187,28 +194,36 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
     Remembered within the process for as long as the files do not change.
     """
-    state = tuple((str(f), s.st_size, s.st_mtime_ns, s.st_ino) for f, s in _stats(checkpoint.files))
-    return _fingerprint(checkpoint.folder, state)
+    return _scan(checkpoint.folder, _state(checkpoint.files))[0]
 
 
-def _stats(files: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
-    for file in files:
-        yield file, file.stat()
+def non_finite(checkpoint: Checkpoint) -> list[str]:
+    """The names of the tensors with NaN or infinite values; remembered like the fingerprint."""
+    return _scan(checkpoint.folder, _state(checkpoint.files))[1]
+
+
+def _state(files: Iterable[Path]) -> tuple:
+    stats = ((str(file), file.stat()) for file in files)
+    return tuple((file, s.st_size, s.st_mtime_ns, s.st_ino) for file, s in stats)
 
 
 @lru_cache(maxsize=64)
-def _fingerprint(folder: Path, _state: tuple) -> str:
+def _scan(folder: Path, _state: tuple) -> tuple[str, list[str]]:
+    """What one reading of all values tells: the fingerprint, and where they are not finite."""
     checkpoint = Checkpoint(folder)
 
-    def digest(name: str) -> str:
-        values = Digest()
+    def read(name: str) -> tuple[str, bool]:
+        digest, finite = Digest(), True
         for block in checkpoint.blocks(name):
-            values.update(block)
-        return values.hexdigest()
+            digest.update(block)
+            finite = finite and all_finite(block)
+        return digest.hexdigest(), finite
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        digests = dict(zip(checkpoint, pool.map(digest, checkpoint), strict=True))
-    return combined_fingerprint({name: checkpoint[name].shape for name in checkpoint}, digests)
+        results = dict(zip(checkpoint, pool.map(read, checkpoint), strict=True))
+    shapes = {name: checkpoint[name].shape for name in checkpoint}
+    total = combined_fingerprint(shapes, {name: digest for name, (digest, _) in results.items()})
+    return total, [name for name, (_, finite) in results.items() if not finite]
 
 
 class CheckpointWriter:

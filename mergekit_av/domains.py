@@ -20,6 +20,7 @@ import yaml
 from .errors import AVError
 
 BUILT_IN = Path(__file__).parent / "domains"
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ def load_domain(name: str | os.PathLike) -> Domain:
     """
     path = Path(name)
     if path.suffix not in (".yml", ".yaml"):
-        path = BUILT_IN / f"{name}.yml"
-        if not path.is_file():
+        if str(name) not in built_in_domains():
             known = ", ".join(built_in_domains())
-            raise AVError(f"no domain {name!r}: built in are {known}; your own is a .yml file")
+            raise AVError(f"no domain {str(name)!r}: built in are {known}; your own is a .yml file")
+        path = BUILT_IN / f"{name}.yml"
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise AVError(f"there is no domain file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise AVError(f"cannot read the domain file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no date
         raise AVError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     return _checked(path, content)
 
@@ -70,28 +71,48 @@ def load_domain(name: str | os.PathLike) -> Domain:
 def _checked(path: Path, content: object) -> Domain:
     if not isinstance(content, dict):
         raise AVError(f"{path} must hold a mapping with name, levels and records")
-    unknown = set(content) - set(Domain.__dataclass_fields__)
+    unknown = [key for key in content if key not in Domain.__dataclass_fields__]
     if unknown:
         known = ", ".join(Domain.__dataclass_fields__)
-        raise AVError(f"{path}: unknown key {sorted(unknown)[0]!r}; known are {known}")
-    levels = content.get("levels")
-    if isinstance(levels, list) and all(isinstance(level, str) for level in levels):
-        if len(set(levels)) < len(levels):
-            raise AVError(f"{path}: a level stands twice under `levels`")
-        levels = dict.fromkeys(levels, "")
-    if not isinstance(levels, dict) or len(levels) < 2:
-        raise AVError(f"{path}: `levels` must name at least two levels, best first")
-    if not content.get("name") or not isinstance(content["name"], str):
-        raise AVError(f"{path}: `name` is missing")
-    records = content.get("records")
-    if records is not None:
-        beside = path.absolute().parent / str(records)
-        looks_local = beside.suffix in (".jsonl", ".json", ".parquet")
-        records = str(beside) if looks_local or beside.exists() else str(records)
+        raise AVError(f"{path}: unknown key {unknown[0]!r}; known are {known}")
+    for key in ("name", "description", "records", "split"):
+        if not isinstance(content.get(key), str | None):
+            raise AVError(f"{path}: `{key}` must be text, not {content[key]!r}")
+    name, split = content.get("name") or "", content.get("split")
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise AVError(f"{path}: `name` must be a name that a file can have, not {name!r}")
+    if split not in (None, *SPLITS):
+        raise AVError(f"{path}: `split` is {split!r}, not one of {', '.join(SPLITS)}")
     return Domain(
-        name=content["name"],
-        levels={str(level): str(text or "") for level, text in levels.items()},
-        description=str(content.get("description", "")),
-        records=records,
-        split=content.get("split"),
+        name=name,
+        levels=_levels(path, content.get("levels")),
+        description=content.get("description") or "",
+        records=_source(path, content.get("records")),
+        split=split,
     )
+
+
+def _levels(path: Path, levels: object) -> dict[str, str]:
+    pairs = list(levels.items()) if isinstance(levels, dict) else levels
+    if not isinstance(pairs, list) or len(pairs) < 2:
+        raise AVError(f"{path}: `levels` must name at least two levels, best first")
+    if isinstance(levels, list):
+        pairs = [(level, None) for level in levels]
+    for level, text in pairs:
+        # An unquoted yes, no, on or off is a truth value in YAML.
+        if not isinstance(level, str) or not level.strip():
+            raise AVError(f"{path}: the level {level!r} is no name; put quotes around it")
+        if not isinstance(text, str | None):
+            raise AVError(f"{path}: the level {level!r} must have a sentence, not {text!r}")
+    if len(dict(pairs)) < len(pairs):
+        raise AVError(f"{path}: a level stands twice under `levels`")
+    return {level: text or "" for level, text in pairs}
+
+
+def _source(path: Path, records: str | None) -> str | None:
+    """What `records` says, relative to the domain file, unless it is a Hub dataset id."""
+    if records is None:
+        return None
+    beside = Path(os.path.normpath(path.absolute().parent / records))
+    looks_local = beside.suffix in (".jsonl", ".json", ".parquet")
+    return str(beside) if looks_local or beside.exists() else records

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .arithmetic import all_finite
 from .card import vector_card
 from .checkpoint import (
     Checkpoint,
@@ -23,7 +24,7 @@ from .checkpoint import (
 )
 from .errors import AVError
 from .files import whole_folder
-from .models import refuse_vector, resolve
+from .models import first_line, read_json, refuse_vector, resolve
 from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
 
 VECTOR_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -97,7 +98,9 @@ def extract(
                     tensor, info, base_checkpoint, aligned_checkpoint
                 )
         shapes = {tensor: base_checkpoint[tensor].shape for tensor in base_checkpoint}
-        repo, _, revision = str(base).partition("@")
+        repo, revision = str(base), ""
+        if not Path(base).expanduser().is_dir():
+            repo, _, revision = repo.partition("@")
         return BaseIdentity(
             id=base_id or repo,
             fingerprint=combined_fingerprint(shapes, base_digests),
@@ -190,10 +193,9 @@ class _Summary:
         self.digest, self.squares, self.zeros, self.count = Digest(), 0.0, 0, 0
 
     def add(self, name: str, block: torch.Tensor, rounded: torch.Tensor) -> None:
-        norm = torch.linalg.vector_norm(block).item()
-        if not math.isfinite(norm) and not torch.isfinite(block).all():
+        if not all_finite(rounded):
             raise AVError(f"{name}: the difference has NaN or infinite values; is the model whole?")
-        self.squares += norm**2
+        self.squares += torch.linalg.vector_norm(block).item() ** 2
         self.zeros += block.numel() - int(torch.count_nonzero(block))
         self.count += block.numel()
         self.digest.update(rounded)
@@ -255,9 +257,15 @@ def _tied_names(folder: Path) -> dict[str, list[str]]:
     """Which parameters an architecture shares: name → the names that are the same tensor."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    read_json(folder / "config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # a config.json has no end of ways to be wrong
+        raise AVError(
+            f"{folder} is no causal LM that transformers knows: {first_line(error)}"
+        ) from error
     ties: dict[str, list[str]] = {}
     for left, right in (model.all_tied_weights_keys or {}).items():
         ties.setdefault(left, []).append(right)

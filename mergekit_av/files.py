@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -27,15 +28,14 @@ def check_vacant(path: Path, overwrite: bool, marker: str) -> None:
             cannot be written to.
     """
     path = Path(path)
-    if path.exists() or path.is_symlink():
-        if not path.is_dir() or path.is_symlink():
-            raise AVError(f"{path} exists and is not a folder: choose another place")
-        ours = (path / marker).exists() or not any(path.iterdir())
-        if not overwrite:
-            raise AVError(f"{path} exists: choose another folder or pass --overwrite")
-        if not ours:
-            raise AVError(f"{path} has no {marker}: --overwrite replaces only what we wrote")
     with _as_av_error(path):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir() or path.is_symlink():
+                raise AVError(f"{path} exists and is not a folder: choose another place")
+            if not overwrite:
+                raise AVError(f"{path} exists: choose another folder or pass --overwrite")
+            if not (path / marker).is_file() and any(path.iterdir()):
+                raise AVError(f"{path} has no {marker}: --overwrite replaces only what we wrote")
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.absolute().parent):
             pass
@@ -50,9 +50,9 @@ def whole_folder(path: Path, overwrite: bool = False, marker: str = "") -> Itera
     """
     path = Path(path).absolute()
     check_vacant(path, overwrite, marker)
-    _remove_abandoned(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     with _as_av_error(path):
+        _remove_abandoned(path)
         try:
             temporary.mkdir()
             yield temporary
@@ -70,8 +70,9 @@ def whole_folder(path: Path, overwrite: bool = False, marker: str = "") -> Itera
 def write_whole(path: Path, text: str) -> None:
     """Write a text file in one step: readers see the old content or the new one, never a part."""
     path = Path(path).absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     with _as_av_error(path):
+        _remove_abandoned(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "w", encoding="utf-8") as file:
@@ -83,12 +84,20 @@ def write_whole(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.av.tmp")
+
+
 def _remove_abandoned(path: Path) -> None:
     """Remove what a killed process left beside `path`."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = leftover.name.split(".")[-2]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.av.tmp"):
+        pid = leftover.name.split(".")[-3]
+        # Our own number means a dead process too: a restarted container counts from 1 again.
+        if pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

@@ -57,12 +57,12 @@ def mean_log_probs(
         float32 tensor of shape (records, levels), on the CPU, in nats per token.
 
     Raises:
-        AVError: a response does not fit the model's context (see `within_context`), or a result is
-            not finite.
+        AVError: a response does not fit the model's context (see `within_context`), the tokenizer
+            is not the model's, or a result is not finite.
     """
     limit = context_length(model)
-    bar = tqdm(records, desc=progress, unit="record", disable=progress is None)
-    scores = [_score(model, tokenizer, record, limit) for record in bar]
+    with tqdm(records, desc=progress, unit="record", disable=progress is None) as bar:
+        scores = [_score(model, tokenizer, record, limit) for record in bar]
     return torch.stack(scores) if scores else torch.empty(0, 0)
 
 
@@ -72,6 +72,13 @@ def _score(model, tokenizer, record: Record, limit: int | None) -> torch.Tensor:
     if limit is not None and len(prompt) + longest > limit:
         raise AVError(
             f"record {record.id}: {len(prompt) + longest} tokens, the context has {limit}"
+        )
+    if not prompt:
+        raise AVError(f"record {record.id}: no token of the prompt stands before the response")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if max(map(max, [prompt, *responses])) >= vocabulary:
+        raise AVError(
+            f"record {record.id}: a token beyond the model's {vocabulary}: other tokenizer?"
         )
     # Padding on the right of a causal LM changes nothing on its left.
     rows = [prompt + ids + [0] * (longest - len(ids)) for ids in responses]
@@ -84,6 +91,8 @@ def _score(model, tokenizer, record: Record, limit: int | None) -> torch.Tensor:
         use_cache=False,
         logits_to_keep=torch.arange(start, start + longest, device=model.device),
     ).logits
+    if logits.shape[1] != longest:  # an architecture that does not know logits_to_keep
+        logits = logits[:, start : start + longest]
     means = []
     for row, ids in enumerate(responses):
         targets = batch[row, len(prompt) : len(prompt) + len(ids)]

@@ -81,19 +81,13 @@ class AlignmentVectorMerge(GroupMergeMethod):
             if not parameters["transfer"][entry.id]:
                 _check_base(entry.id, group.base.id)
             terms.append((coefficient, entry.tensor))
-        merged = add_vectors(
+        return add_vectors(
             group.base.tensor,
             terms,
             name=name,
             rounding=parameters["rounding"],
             seed=parameters["seed"],
         )
-        if not torch.isfinite(merged).all():
-            raise AVError(
-                f"{name} becomes infinite or NaN in {merged.dtype}: use smaller λ, or check base "
-                "and vectors with av-check"
-            )
-        return merged
 
 
 def register() -> None:
@@ -138,6 +132,7 @@ def _open_checked(folder: Path, base: Path) -> AlignmentVector:
         vector = AlignmentVector.open(folder)
         vector.check_fit(Checkpoint(base), str(base))
         vector.check()
+        vector.check_finite()
         _opened[state] = vector
     return _opened[state]
 

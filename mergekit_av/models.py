@@ -1,5 +1,6 @@
 """From what a user names, a folder or a Hub id, to a folder, a tokenizer, a model."""
 
+import functools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
     Raises:
         AVError: there is neither.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         return folder
     name = os.fspath(source)
@@ -37,9 +38,8 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
             repo, revision=revision or at_revision or None, allow_patterns=FILES
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise AVError(
-            f"{name} is no folder here, and the Hub has not given it: {reason}"
+            f"{name} is no folder here, and the Hub has not given it: {first_line(error)}"
         ) from error
     return Path(found)
 
@@ -61,25 +61,42 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
     """A transformers causal LM in evaluation mode; remote code is never run.
 
     Args:
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own (the
+            widest of them).
         device: a torch device; by default the accelerator if there is one.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from .checkpoint import Checkpoint
+
     folder = resolve(source)
     refuse_vector(folder)
     read_json(folder / "config.json")
+    infos = Checkpoint(folder).values()  # says in one line what is wrong with the files
     device = device or _default_device()
+    if dtype == "auto":  # transformers' own "auto" would believe config.json
+        floating = [info.dtype for info in infos if info.dtype.is_floating_point]
+        dtype = str(functools.reduce(torch.promote_types, floating)).removeprefix("torch.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype), use_safetensors=True
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,  # else transformers asks on the terminal
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # a config.json has no end of ways to be wrong
         raise AVError(
-            f"{source} is no causal LM that transformers can load: {_first_line(error)}"
+            f"{source} is no causal LM that transformers can load: {first_line(error)}"
         ) from error
-    return model.to(device).eval()
+    if missing := sorted(loaded["missing_keys"]):
+        # transformers would fill them with random numbers.
+        raise AVError(f"{source} has no tensor {missing[0]}, which its config.json asks for")
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise AVError(f"cannot use the device {device!r}: {first_line(error)}") from error
 
 
 def load_tokenizer(source: str | os.PathLike):
@@ -87,9 +104,11 @@ def load_tokenizer(source: str | os.PathLike):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(source))
-    except (OSError, ValueError, ImportError) as error:
-        raise AVError(f"{source} has no tokenizer that loads: {_first_line(error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(resolve(source), trust_remote_code=False)
+    except AVError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise AVError(f"{source} has no tokenizer that loads: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -108,5 +127,7 @@ def _default_device() -> str:
     return accelerator.type if accelerator is not None else "cpu"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; the second as well where the first announces it."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])

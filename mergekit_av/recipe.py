@@ -13,7 +13,7 @@ from .arithmetic import ROUNDINGS
 from .errors import AVError
 
 if TYPE_CHECKING:
-    from mergekit.config import MergeConfiguration
+    from mergekit.config import MergeConfiguration, OutputSliceDefinition
 
 METHOD = "alignment_vector"
 # λ, and mergekit's own word for it.
@@ -33,7 +33,7 @@ def read_coefficient(value: Any) -> float | None:
     if not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
             return number
@@ -44,36 +44,46 @@ def check_recipe(config: "MergeConfiguration") -> None:
     """Raise AVError for a recipe of `alignment_vector` that would merge something not meant."""
     if config.merge_method != METHOD:
         return
-    if config.base_model is None:
-        raise AVError(f"{METHOD} needs `base_model:`, the model the vectors were trained on")
-    for scopes, models in _merges(config):
-        vectors = [m for m in models if m.model != config.base_model]
+    for base, scopes, models in _merges(config):
+        if base is None:
+            raise AVError(f"{METHOD} needs `base_model:`, the model the vectors were trained on")
+        vectors = [m for m in models if m.model != base]
         if not vectors:
-            raise AVError(f"{METHOD} needs at least one alignment vector under `models:`")
+            raise AVError(f"{METHOD} needs at least one alignment vector beside {base}")
         names = [str(m.model) for m in vectors]
         for name in names:
             if names.count(name) > 1:
                 raise AVError(f"{name} stands twice in the recipe: give it once, with the sum of λ")
-        for vector in vectors:
-            _check_vector(str(vector.model), [vector.parameters or {}, *scopes])
         for scope in scopes:
             _check_names("the recipe", scope, (*PER_VECTOR, *PER_RECIPE))
-            _check_shared(scope, config)
+        for vector in vectors:
+            _check_vector(str(vector.model), [vector.parameters or {}, *scopes])
+        _check_shared(scopes, config)
 
 
-def _merges(config: "MergeConfiguration") -> Iterable[tuple[list[Mapping], list]]:
-    """Each list of inputs in a recipe with the parameter scopes around it, innermost first."""
-    top = config.parameters or {}
+def _merges(config: "MergeConfiguration") -> Iterable[tuple[Any, list[Mapping], list]]:
+    """Each list of inputs in a recipe: its base, the parameter scopes around it, innermost first."""
+    base, top = config.base_model, config.parameters or {}
     if config.models:
-        yield [top], config.models
+        yield base, [top], config.models
     for piece in config.slices or ():
-        yield [piece.parameters or {}, top], piece.sources
+        yield _slice(piece, base, [top])
     for module in (config.modules or {}).values():
         outer = [module.parameters or {}, top]
         if module.models:
-            yield outer, module.models
+            yield base, outer, module.models
         for piece in module.slices or ():
-            yield [piece.parameters or {}, *outer], piece.sources
+            yield _slice(piece, base, outer)
+
+
+def _slice(piece: "OutputSliceDefinition", base: Any, outer: list[Mapping]) -> tuple:
+    base = piece.base_model or base
+    if base is not None and base not in [source.model for source in piece.sources]:
+        # Under `models:` mergekit adds it; here it would end in a traceback.
+        raise AVError(
+            f"a slice lacks its base: add `- model: {base}` with its layers to `sources:`"
+        )
+    return base, [piece.parameters or {}, *outer], piece.sources
 
 
 def _check_vector(name: str, scopes: list[Mapping]) -> None:
@@ -124,11 +134,14 @@ def _check_names(owner: str, parameters: Mapping, known: tuple[str, ...]) -> Non
         raise AVError(f"{owner}: unknown parameter `{key}`; {hint}")
 
 
-def _check_shared(scope: Mapping, config: "MergeConfiguration") -> None:
-    rounding = scope.get("rounding", "stochastic")
+def _check_shared(scopes: list[Mapping], config: "MergeConfiguration") -> None:
+    def setting(name: str, default: Any) -> Any:
+        return next((scope[name] for scope in scopes if name in scope), default)
+
+    rounding = setting("rounding", "stochastic")
     if rounding not in ROUNDINGS:
         raise AVError(f"`rounding` must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
-    seed = scope.get("seed", 0)
+    seed = setting("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise AVError(f"`seed` must be an integer, not {seed!r}")
     narrows = config.out_dtype not in (None, "float32", "float64", config.dtype)

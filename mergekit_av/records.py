@@ -3,15 +3,19 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .domains import Domain
+from .domains import SPLITS, Domain
 from .errors import AVError
+from .models import first_line
 
-SPLITS = ("train", "validation", "test")
+# Of the rows of a Hub dataset that has a test split but none for validation: one of the two others.
+TRAINING_PART = "train or validation"
+HUB_DATASET = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 # The paper's shares: 20 % for testing, and 3 % of the rest for validation while training.
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.03
@@ -51,9 +55,9 @@ def load_records(domain: Domain, source: str | os.PathLike | None = None) -> lis
             (`prompt`, `chosen`, `rejected`; text or messages) or PKU-SafeRLHF's.
 
     A record's own `split` is honoured. Without one, the test share is drawn by a hash of the id
-    (of the prompt, for preferences: answers to one prompt never straddle splits), and validation
-    takes every third record until it has 16, then 3 % of the rest; so a record stays in its
-    split when others are appended.
+    (of the prompt, where there is none), and validation takes every third record until it has 16,
+    then 3 % of the rest; so a record stays in its split when others are appended. Records with the
+    same prompt follow the first of them: only their own `split` could part them.
 
     Raises:
         AVError: naming file, line and field of the first row that is wrong.
@@ -63,8 +67,8 @@ def load_records(domain: Domain, source: str | os.PathLike | None = None) -> lis
         raise AVError(f"the domain {domain.name} has no records: pass --data")
     drafts = []
     seen: dict[str, str] = {}
-    for where, row in _rows(source):
-        draft = _Draft(row, domain, where)
+    for where, row, part in _rows(source):
+        draft = _Draft(row, domain, where, part or domain.split)
         if draft.explicit_id and draft.id in seen:
             raise AVError(f"{where}: the id {draft.id!r} stands already in {seen[draft.id]}")
         while draft.id in seen:
@@ -73,7 +77,7 @@ def load_records(domain: Domain, source: str | os.PathLike | None = None) -> lis
         drafts.append(draft)
     if not drafts:
         raise AVError(f"{source} holds no records")
-    return list(_split(drafts, domain))
+    return list(_split(drafts))
 
 
 def require_splits(records: Iterable[Record], *splits: str, source: str) -> None:
@@ -90,10 +94,10 @@ def require_splits(records: Iterable[Record], *splits: str, source: str) -> None
 class _Draft:
     """A row on its way to a record: read and checked, not yet in a split."""
 
-    def __init__(self, row: Any, domain: Domain, where: str):
+    def __init__(self, row: Any, domain: Domain, where: str, part: str | None):
         if not isinstance(row, dict):
             raise AVError(f"{where}: a record must be an object, not {type(row).__name__}")
-        self.where, self.repeat = where, 0
+        self.repeat = 0
         levels = list(domain.levels)
         if "responses" in row:
             self.prompt, texts = _read_record(row, levels, where)
@@ -106,16 +110,18 @@ class _Draft:
                 f"{where}: neither `responses` (our records) nor `chosen` and `rejected` (TRL's)"
             )
         self.responses = dict(zip(levels, texts, strict=True))
-        for level, text in self.responses.items():
-            if not isinstance(text, str) or not text.strip():
-                raise AVError(f"{where}: the {level} response is empty")
         if row.get("domain") not in (None, domain.name):
             raise AVError(f"{where}: `domain` is {row['domain']!r}, not {domain.name!r}")
-        self.split = row.get("split") or domain.split
-        if self.split not in (None, *SPLITS):
-            raise AVError(f"{where}: `split` is {self.split!r}, not one of {', '.join(SPLITS)}")
-        self.explicit_id = row.get("id") is not None
-        self.key = str(row["id"]) if self.explicit_id else _hash(self.prompt)[:16]
+        split = row.get("split")
+        if split not in (None, *SPLITS):
+            raise AVError(f"{where}: `split` is {split!r}, not one of {', '.join(SPLITS)}")
+        self.split = split or part
+        id = row.get("id")
+        if not isinstance(id, str | int | None) or isinstance(id, bool) or id == "":
+            raise AVError(f"{where}: `id` must be text or a whole number, not {id!r}")
+        self.explicit_id = id is not None
+        self.prompt_hash = _hash(self.prompt)
+        self.key = str(id) if self.explicit_id else self.prompt_hash[:16]
 
     @property
     def id(self) -> str:
@@ -125,18 +131,20 @@ class _Draft:
         return Record(self.id, self.prompt, self.responses, split)
 
 
-def _split(drafts: list[_Draft], domain: Domain) -> Iterator[Record]:
+def _split(drafts: list[_Draft]) -> Iterator[Record]:
     validation = 0
+    placed = {draft.prompt_hash: draft.split for draft in drafts if draft.split in SPLITS}
     for position, draft in enumerate(drafts):
-        split = draft.split
+        split = draft.split if draft.split in SPLITS else placed.get(draft.prompt_hash)
         if split is None:
             draw = int(_hash(draft.key)[:13], 16) / 16**13
-            rest = (draw - TEST_SHARE) / (1 - TEST_SHARE)
+            rest = draw if draft.split == TRAINING_PART else (draw - TEST_SHARE) / (1 - TEST_SHARE)
             short = validation < MIN_VALIDATION and 3 * validation <= position
             if rest < 0:
                 split = "test"
             else:
                 split = "validation" if short or rest < VALIDATION_SHARE else "train"
+            placed[draft.prompt_hash] = split
         validation += split == "validation"
         yield draft.in_split(split)
 
@@ -146,10 +154,16 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _text(row: dict, field: str, where: str) -> str:
+def _text(row: dict, field: str, where: str, inside: str = "") -> str:
     value = row.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise AVError(f"{where}: `{field}` is missing or empty")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise AVError(f"{where}: `{inside}{field}` is missing or empty")
+    if not isinstance(value, str):
+        raise AVError(f"{where}: `{inside}{field}` must be text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character: "\\ud800"
+        raise AVError(f"{where}: `{inside}{field}` is not valid Unicode") from error
     return value
 
 
@@ -165,7 +179,8 @@ def _read_record(row: dict, levels: list[str], where: str):
     missing = [level for level in levels if level not in responses]
     if missing:
         raise AVError(f"{where}: `responses` lacks the level {missing[0]!r}")
-    return ({"role": "user", "content": query},), [responses[level] for level in levels]
+    texts = [_text(responses, level, where, inside="responses.") for level in levels]
+    return ({"role": "user", "content": query},), texts
 
 
 def _read_preference(row: dict, levels: list[str], where: str):
@@ -173,49 +188,47 @@ def _read_preference(row: dict, levels: list[str], where: str):
         raise AVError(
             f"{where}: chosen/rejected pairs need a domain of 2 levels, not {len(levels)}"
         )
-    for field in ("prompt", "chosen", "rejected"):
-        if not row.get(field):
-            raise AVError(f"{where}: `{field}` is missing or empty")
-    conversational = isinstance(row["prompt"], list)
-    texts = []
-    for field in ("chosen", "rejected"):
-        value = row[field]
-        if conversational:
-            value = value[0].get("content") if isinstance(value, list) and len(value) == 1 else None
-        if not isinstance(value, str):
-            raise AVError(
-                f"{where}: `{field}` must be "
-                + ("one assistant message, as `prompt` is messages" if conversational else "text")
-            )
-        texts.append(value)
-    if not conversational:
-        return _text(row, "prompt", where), texts
-    messages = []
-    for message in row["prompt"]:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise AVError(f"{where}: `prompt` must be text or a list of role/content messages")
-        messages.append({"role": str(message.get("role")), "content": message["content"]})
-    return tuple(messages), texts
+    fields = ("chosen", "rejected")
+    if not isinstance(row.get("prompt"), list):
+        return _text(row, "prompt", where), [_text(row, field, where) for field in fields]
+    prompt = _messages(row, "prompt", where)
+    answers = [_messages(row, field, where) for field in fields]
+    for field, answer in zip(fields, answers, strict=True):
+        if [message["role"] for message in answer] != ["assistant"]:
+            raise AVError(f"{where}: `{field}` must be one assistant message, as TRL's format says")
+    return tuple(prompt), [answer[0]["content"] for answer in answers]
+
+
+def _messages(row: dict, field: str, where: str) -> list[Message]:
+    value = row.get(field)
+    if not value:
+        raise AVError(f"{where}: `{field}` is missing or empty")
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise AVError(f"{where}: `{field}` must be a list of role/content messages")
+    return [
+        {key: _text(message, key, where, inside=f"{field}.") for key in ("role", "content")}
+        for message in value
+    ]
 
 
 def _read_safe_rlhf(row: dict, levels: list[str], where: str):
     """PKU-SafeRLHF: two responses, of which one is the safer."""
     if len(levels) != 2:
         raise AVError(f"{where}: response pairs need a domain of 2 levels, not {len(levels)}")
-    safer = row.get("safer_response_id")
-    if safer not in (0, 1):
+    if row.get("safer_response_id") not in (0, 1):
         raise AVError(f"{where}: `safer_response_id` must be 0 or 1")
+    safer = int(row["safer_response_id"])
     texts = [_text(row, f"response_{i}", where) for i in (safer, 1 - safer)]
     return ({"role": "user", "content": _text(row, "prompt", where)},), texts
 
 
-def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """(place, row) of each row of a file or a Hub dataset."""
+def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None]]:
+    """(place, row, split of a row that names none) of each row of a file or a Hub dataset."""
     path = Path(source)
-    if path.suffix in (".jsonl", ".json", ".parquet") or path.exists():
-        if not path.is_file():
-            raise AVError(f"there is no record file {path}")
-        yield from _file_rows(path)
+    if path.is_file():
+        yield from ((where, row, None) for where, row in _file_rows(path))
+    elif path.suffix in (".jsonl", ".json", ".parquet") or not HUB_DATASET.fullmatch(str(source)):
+        raise AVError(f"there is no record file {path}; a Hub dataset id is owner/name")
     else:
         yield from _hub_rows(str(source))
 
@@ -228,48 +241,51 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             rows = pyarrow.parquet.read_table(path).to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
-            raise AVError(
-                f"{path} is not readable Parquet: {str(error).splitlines()[0]}"
-            ) from error
+            raise AVError(f"{path} is not readable Parquet: {first_line(error)}") from error
         yield from ((f"{path} row {i}", row) for i, row in enumerate(rows, 1))
         return
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise AVError(f"{path} line {line}: not UTF-8; save the file in that encoding") from error
     if path.suffix == ".json":
-        rows = _parse(text, str(path))
+        rows = _parse(text, path)
         if not isinstance(rows, list):
             raise AVError(f"{path} must hold a JSON array of records")
         yield from ((f"{path} record {i}", row) for i, row in enumerate(rows, 1))
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"{path} line {number}", _parse(line, f"{path} line {number}")
+            yield f"{path} line {number}", _parse(line, path, number)
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, path: Path, line: int = 1) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise AVError(f"{where}: not JSON ({error})") from error
+    except json.JSONDecodeError as error:
+        at = f"line {line + error.lineno - 1}"
+        raise AVError(f"{path} {at}: not JSON ({error.msg}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise AVError(f"{path} line {line}: not JSON ({first_line(error)})") from error
 
 
-def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
-    """Rows of a Hub dataset; its own train and test splits are kept."""
+def _hub_rows(name: str) -> Iterator[tuple[str, Any, str | None]]:
+    """Rows of a Hub dataset; its test and validation splits are kept."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
     repo, _, revision = name.partition("@")
     try:
         splits = load_dataset(repo, revision=revision or None)
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # of httpx, of pyarrow, of datasets itself
         raise AVError(
-            f"{name} is no record file here, and the Hub has not given it as a dataset: {reason}"
+            f"{name} is no record file here, and the Hub has not given it as a dataset: "
+            f"{first_line(error)}"
         ) from error
+    training = None
+    if "test" in splits:
+        training = "train" if "validation" in splits else TRAINING_PART
     for split, rows in splits.items():
+        part = split if split in ("test", "validation") else training
         for number, row in enumerate(rows, 1):
-            own = {"split": split} if split in ("test", "validation") else {}
-            yield f"{name} {split} row {number}", {**own, **row}
+            yield f"{name} {split} row {number}", row, part

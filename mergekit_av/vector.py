@@ -1,6 +1,7 @@
 """Alignment vectors: the folder, what it says of itself, and their algebra."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .arithmetic import Rounding, add_vectors
-from .checkpoint import Checkpoint, fingerprint
+from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .models import load_model, read_json, resolve
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 METADATA = "alignment_vector.json"
 FORMAT_VERSION = 1
+# What the card and av-check show of every vector.
+REQUIRED = {"precision": {"dtype", "difference"}, "statistics": {"weights", "norm", "unchanged"}}
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Metadata:
         try:
             content["base"] = BaseIdentity(**content["base"])
             metadata = cls(**content)
+            for part, keys in REQUIRED.items():
+                for key in sorted(keys - set(content[part])):
+                    raise KeyError(f"{part}: {key}")
         except (KeyError, TypeError) as error:
             raise AVError(
                 f"{folder / METADATA} is incomplete or has unknown keys: {error}"
@@ -110,6 +116,8 @@ class Combination:
     def __mul__(self, factor: float) -> "Combination":
         if not isinstance(factor, int | float):
             return NotImplemented
+        if not math.isfinite(factor):
+            raise AVError(f"λ must be a finite number, not {factor}")
         return Combination([(factor * coefficient, vector) for coefficient, vector in self.terms])
 
     __rmul__ = __mul__
@@ -158,11 +166,12 @@ class Combination:
                 the vectors' base; or a model in memory, which is left as it is (a copy is
                 returned). A model in memory may have any dtype and is checked by names and shapes.
             rounding, seed: as in a recipe; with the same ones, the tensors are those that
-                mergekit-yaml writes.
+                mergekit-yaml writes where base and vectors have the same dtype. (Else mergekit
+                casts the vectors first, or writes the wider dtype.)
             transfer: accept a base that the vectors were not made for.
 
         Raises:
-            AVError: the base is another one, or has other tensors.
+            AVError: the base is another one, or has other tensors, or λ is too large for its dtype.
         """
         import copy
 
@@ -258,9 +267,8 @@ class AlignmentVector(Combination):
 
     def check_finite(self) -> None:
         """Raise AVError for a vector with NaN or infinite values."""
-        for name in self.checkpoint:
-            if not all(torch.isfinite(block).all() for block in self.checkpoint.blocks(name)):
-                raise AVError(f"{self.folder}: {name} has NaN or infinite values: make it again")
+        if names := non_finite(self.checkpoint):
+            raise AVError(f"{self.folder}: {names[0]} has NaN or infinite values: make it again")
 
     def check_base(self, folder: Path, remedy: str = "pass the base it was made for") -> None:
         """Raise AVError unless `folder` holds the vector's own base."""
