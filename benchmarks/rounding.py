@@ -58,14 +58,18 @@ def main(av, base, domain, lambdas, seed):
         for rounding in ("stochastic", "nearest"):
             rounded = score(value, rounding)
             wanted, found = (exact - at_base).flatten(), (rounded - at_base).flatten()
-            _row(value, f"bfloat16, {rounding}", rounded, (wanted @ found / (wanted @ wanted)).item())
+            _row(
+                value, f"bfloat16, {rounding}", rounded, (wanted @ found / (wanted @ wanted)).item()
+            )
 
 
 def _row(value: float, weights: str, scores: torch.Tensor, kept: float | None) -> None:
     wins = torch.bincount(scores.argmax(1), minlength=scores.shape[1]) / len(scores)
     shares = " / ".join(f"{share:.2f}" for share in wins.tolist())
     means = " / ".join(f"{mean:.2f}" for mean in scores.mean(0).tolist())
-    click.echo(f"| {value:+g} | {weights} | {shares} | {means} | {'' if kept is None else f'{kept:.0%}'} |")
+    click.echo(
+        f"| {value:+g} | {weights} | {shares} | {means} | {'' if kept is None else f'{kept:.0%}'} |"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Preference accuracy: at which level is each record's most likely response?"""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +38,8 @@ class Result:
         accuracy: level → share of the records that prefer it; the shares add up to 1. Wilson
             intervals.
         mean_log_prob: level → mean over the records, nats per token. Student's t intervals.
-        dominant: the level with the highest accuracy, where that is above 1 / number of levels.
+        dominant: the level with the highest accuracy, where that is above 1 / number of levels and
+            no other level shares it.
         scores: record id → mean log-probability per level.
     """
 
@@ -94,17 +96,21 @@ def summarise(
     scores: torch.Tensor,
     too_long: Sequence[str] = (),
 ) -> Result:
-    """Shares, means and intervals of mean log-probabilities of shape (records, levels)."""
+    """Shares, means and intervals of mean log-probabilities of shape (records, levels).
+
+    A record whose highest mean log-probability is at two levels counts for the better one.
+    """
     levels, count = list(domain.levels), len(ids)
     wins = torch.bincount(scores.argmax(dim=1), minlength=len(levels)).tolist()
-    best = max(range(len(levels)), key=wins.__getitem__)
+    # A single highest share is above 1 / number of levels, since the shares add up to 1.
+    first, second = sorted(wins, reverse=True)[:2]
     return Result(
         domain=domain.name,
         split=split,
         records=count,
         accuracy={level: _share(won, count) for level, won in zip(levels, wins, strict=True)},
         mean_log_prob={level: _mean(scores[:, i].double()) for i, level in enumerate(levels)},
-        dominant=levels[best] if wins[best] / count > 1 / len(levels) else None,
+        dominant=levels[wins.index(first)] if first > second else None,
         too_long=list(too_long),
         scores={
             id: dict(zip(levels, row, strict=True))
@@ -121,7 +127,7 @@ def _share(won: int, count: int) -> Estimate:
 def _mean(values: torch.Tensor) -> Estimate:
     mean, count = values.mean().item(), values.numel()
     if count < 2:
-        return Estimate(mean, -float("inf"), float("inf"))
+        return Estimate(mean, -math.inf, math.inf)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std().item() / count**0.5
     return Estimate(mean, mean - half, mean + half)
 
@@ -139,9 +145,9 @@ def table(results: Sequence[Result]) -> str:
                     else "",
                     level,
                     f"{share.value:.2f}",
-                    f"{share.low:.2f} … {share.high:.2f}",
+                    _interval(share),
                     f"{mean.value:.2f}",
-                    f"{mean.low:.2f} … {mean.high:.2f}",
+                    _interval(mean),
                     "dominant" if level == result.dominant else "",
                 )
             )
@@ -153,15 +159,16 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.low:.2f} … {estimate.high:.2f}" if math.isfinite(estimate.low) else ""
+
+
 def as_json(result: Result) -> dict[str, Any]:
     """A result for a JSON file; an interval that has no end is null."""
-    from dataclasses import asdict
 
     def finite(value):
         if isinstance(value, dict):
             return {key: finite(inner) for key, inner in value.items()}
-        if isinstance(value, float) and value in (float("inf"), -float("inf")):
-            return None
-        return value
+        return None if value in (math.inf, -math.inf) else value
 
     return finite(asdict(result))

@@ -33,8 +33,10 @@ def greedy_answers(
                 return_dict=True,
                 return_tensors="pt",
             )
-        inputs = inputs.to(model.device)
-        output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        new = output[0, inputs["input_ids"].shape[1] :]
+        prompt, mask = (inputs[key].to(model.device) for key in ("input_ids", "attention_mask"))
+        output = model.generate(
+            prompt, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens
+        )
+        new = output[0, prompt.shape[1] :]
         answers[record.id] = tokenizer.decode(new, skip_special_tokens=True).strip()
     return answers

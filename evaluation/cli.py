@@ -30,42 +30,55 @@ VERSIONS = ("mergekit-av", "torch", "transformers")
     "--answers", type=click.IntRange(min=0), default=0,
     help="Show the model's greedy answers to so many records of each domain.",
 )  # fmt: skip
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write everything here.",
+)  # fmt: skip
 def av_eval(model, domains, data, split, dtype, device, answers, json_file):
     """Preference accuracy of MODEL, a folder or a Hub id; without MODEL, of the default base.
 
     For each record, the level whose response has the highest mean log-probability is preferred;
     a level's accuracy is the share of records that prefer it.
     """
-    chosen = [load_domain(name) for name in domains] or _with_records()
-    if data and len(chosen) != 1:
+    if data and len(domains) != 1:
         raise click.UsageError("--data goes with exactly one --domain")
+    chosen = [load_domain(name) for name in domains] or _with_records(split)
+    if len({domain.name for domain in chosen}) < len(chosen):
+        raise click.UsageError("two of the domains have the same name")
 
     from mergekit_av.base import base_or_default
     from mergekit_av.chat import ensure_chat_template
     from mergekit_av.checkpoint import Checkpoint, fingerprint
     from mergekit_av.models import load_model, load_tokenizer, resolve
-    from mergekit_av.records import load_records
+    from mergekit_av.records import load_records, require_splits
 
     from .accuracy import as_json, evaluate, table
+    from .answers import greedy_answers
 
-    records = {domain.name: load_records(domain, data) for domain in chosen}
+    records = [load_records(domain, data) for domain in chosen]
+    for domain, some in zip(chosen, records, strict=True):
+        require_splits(some, split, source=domain.name)
     source = base_or_default(model)
     network = load_model(source, dtype=dtype, device=device)
     tokenizer = load_tokenizer(source)
     if notice := ensure_chat_template(tokenizer):
         click.echo(f"{source}: {notice}", err=True)
 
+    report = {
+        "model": source,
+        "fingerprint": fingerprint(Checkpoint(resolve(source))) if json_file else None,
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "device": str(network.device),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+    }
     results, written = [], {}
-    for domain in chosen:
-        result = evaluate(network, tokenizer, domain, records[domain.name], split=split)
+    for domain, some in zip(chosen, records, strict=True):
+        result = evaluate(network, tokenizer, domain, some, split=split)
         results.append(result)
         if answers:
-            from .answers import greedy_answers
-
-            shown = [record for record in records[domain.name] if record.split == split][:answers]
+            shown = [record for record in some if record.id in result.scores][:answers]
             written[domain.name] = greedy_answers(network, tokenizer, shown)
-    click.echo(f"{source} ({dtype} on {network.device}), {split} records")
+    click.echo(f"{source} ({report['dtype']} on {report['device']}), {split} records")
     click.echo(table(results))
     for result in results:
         if result.too_long:
@@ -76,18 +89,15 @@ def av_eval(model, domains, data, split, dtype, device, answers, json_file):
         for id, answer in pairs.items():
             click.echo(f"\n{name}, {id}: {answer}")
     if json_file:
-        report = {
-            "model": source,
-            "fingerprint": fingerprint(Checkpoint(resolve(source))),
-            "dtype": dtype,
-            "device": str(network.device),
-            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-            "domains": [as_json(result) for result in results],
-            "answers": written,
-        }
+        report.update(domains=[as_json(result) for result in results], answers=written)
         write_whole(json_file, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
-def _with_records():
+def _with_records(split):
+    """The built-in domains whose records come with the package, where some are in the split."""
     domains = [load_domain(name) for name in built_in_domains()]
-    return [domain for domain in domains if domain.records and Path(domain.records).is_file()]
+    return [
+        domain
+        for domain in domains
+        if domain.records and Path(domain.records).is_file() and domain.split in (None, split)
+    ]

@@ -117,7 +117,9 @@ class _Draft:
             raise AVError(f"{where}: `split` is {split!r}, not one of {', '.join(SPLITS)}")
         self.split = split or part
         id = row.get("id")
-        if not isinstance(id, str | int | None) or isinstance(id, bool) or id == "":
+        if isinstance(id, str):
+            _text(row, "id", where)
+        elif not isinstance(id, int | None) or isinstance(id, bool):
             raise AVError(f"{where}: `id` must be text or a whole number, not {id!r}")
         self.explicit_id = id is not None
         self.prompt_hash = _hash(self.prompt)
@@ -162,7 +164,7 @@ def _text(row: dict, field: str, where: str, inside: str = "") -> str:
         raise AVError(f"{where}: `{inside}{field}` must be text, not {type(value).__name__}")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a character: "\\ud800"
+    except UnicodeEncodeError as error:  # JSON can spell half a character: "\ud800"
         raise AVError(f"{where}: `{inside}{field}` is not valid Unicode") from error
     return value
 

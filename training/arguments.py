@@ -1,29 +1,40 @@
 """The settings of a training: TRL's DPOConfig, with the paper's values as defaults."""
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 import torch
 import yaml
-from trl import DPOConfig, TrlParser
+from transformers import HfArgumentParser
+from trl import DPOConfig
 
 from mergekit_av.errors import AVError
 
 from .defaults import DEFAULTS
 
+# Fields that would do nothing, or what we never do; what to say of them.
+REFUSED = {
+    "resume_from_checkpoint": "pass --resume: the newest whole checkpoint is found",
+    "trust_remote_code": "code that comes with a model is never run",
+    "model_init_kwargs": "the base is loaded as it is, in float32",
+}
 
-class _Parser(TrlParser):
-    """TrlParser that ends in one line instead of the help of two hundred options."""
+
+class _Parser(HfArgumentParser):
+    """The parser of a dataclass that ends in one line instead of the help of two hundred options."""
 
     def error(self, message: str):
         raise click.UsageError(message)
 
 
 def training_arguments(
-    options: Sequence[str] = (), config: Path | None = None, **overrides: Any
+    options: Sequence[str] = (), config: Path | None = None, **defaults: Any
 ) -> DPOConfig:
     """A DPOConfig from the defaults, then a YAML file, then options of the command line.
 
@@ -31,32 +42,46 @@ def training_arguments(
         options: as typed, under TRL's own names: `["--learning_rate", "2e-5"]`; dashes in names
             will do as well.
         config: a YAML mapping of the same names.
-        overrides: values that neither may change.
+        defaults: beside those of defaults.py.
 
     Raises:
         click.UsageError: an option that DPOConfig does not have, or a value it does not take.
         AVError: the YAML file cannot be used, or the values contradict one another.
     """
-    parser = _Parser(DPOConfig)
-    defaults = {**DEFAULTS, "use_cpu": torch.accelerator.current_accelerator() is None}
-    if config is not None:
-        defaults.update(_read_config(config))
-    unknown = parser.set_defaults_with_config(**{**defaults, **overrides})
-    if unknown:
-        raise AVError(f"{config}: DPOConfig has no field {unknown[0].removeprefix('--')!r}")
+    parser = _Parser(DPOConfig, add_help=False, allow_abbrev=False)
+    parser.set_defaults(**{**DEFAULTS, **_of_this_machine(), **defaults})
+    content = {} if config is None else _read_config(config)
+    typed = []
+    for key, value in content.items():
+        if _cannot_be_typed(key, value):
+            parser.set_defaults(**{key: value})
+        else:
+            typed += _as_options(key, value)
     try:
         arguments, rest = parser.parse_args_into_dataclasses(
-            list(options), look_for_args_file=False, return_remaining_strings=True
+            [*typed, *options], look_for_args_file=False, return_remaining_strings=True
         )
-    except (ValueError, TypeError) as error:
-        raise AVError(f"these settings do not work together: {_one_line(error)}") from error
+    except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError) as error:
+        raise AVError(f"these settings do not work: {_one_line(error)}") from error
     if rest:
         raise click.UsageError(
-            f"No such option or argument: {rest[0]}, neither ours nor DPOConfig's"
+            f"no such option or argument: {rest[0]}, neither ours nor DPOConfig's"
         )
-    if not math.isfinite(arguments.beta) or arguments.beta <= 0:
-        raise AVError(f"--beta must be a positive number, not {arguments.beta}")
+    _check(arguments)
     return arguments
+
+
+def _of_this_machine() -> dict[str, bool]:
+    """Defaults that the hardware decides: bfloat16 products where it has instructions for them.
+
+    Weights, gradients and optimizer stay float32 in any case.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        capabilities = torch.cpu.get_capabilities()
+        bf16 = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+        return {"use_cpu": True, "bf16": bf16}
+    return {"bf16": accelerator.type != "cuda" or torch.cuda.is_bf16_supported(False)}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -66,7 +91,39 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise AVError(f"{path} cannot be read as YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise AVError(f"{path} must be a mapping of DPOConfig's fields")
+    known = {field.name for field in fields(DPOConfig) if field.init}
+    for key in content:
+        if key not in known:
+            raise click.UsageError(f"{path}: DPOConfig has no field {key!r}")
     return content
+
+
+def _cannot_be_typed(key: str, value: Any) -> bool:
+    """Whether a value of the file has no form on the command line, though the field takes it."""
+    parts = get_args(get_type_hints(DPOConfig)[key])
+    if value is None:
+        return NoneType in parts
+    return isinstance(value, list) and any(get_origin(part) is list for part in parts)
+
+
+def _as_options(key: str, value: Any) -> list[str]:
+    """A field of the file as it would be typed, so that one parser checks both."""
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _check(arguments: DPOConfig) -> None:
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        if isinstance(value, float) and math.isnan(value):
+            raise AVError(f"--{field.name} is not a number")
+        if field.name in REFUSED and value:
+            raise AVError(f"--{field.name} can't be used: {REFUSED[field.name]}")
+    for name in ("learning_rate", "beta", "num_train_epochs"):
+        value = getattr(arguments, name)
+        if not math.isfinite(value) or value <= 0:
+            raise AVError(f"--{name} must be a positive number, not {value}")
 
 
 def _one_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.training_args import TrainingArguments
 
 from mergekit_av.files import write_whole
+from mergekit_av.models import read_json
 
 MANIFEST = "manifest.json"
 
@@ -28,7 +29,8 @@ class MarkWhole(TrainerCallback):
     ) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
-        if state.is_world_process_zero:
+        # Without the optimizer's state nothing can be continued.
+        if state.is_world_process_zero and not args.save_only_model:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             write_whole(folder / MANIFEST, json.dumps(_sizes(folder), indent=2))
 
@@ -37,6 +39,15 @@ def newest_whole(run: Path) -> Path | None:
     """The newest checkpoint of a run that is whole, or None."""
     whole = [folder for folder in _checkpoints(run) if _is_whole(folder)]
     return max(whole, key=_step, default=None)
+
+
+def is_last(checkpoint: Path) -> bool:
+    """Whether the training ended with this checkpoint: its steps were done, or it stopped early.
+
+    The Trainer would forget that on resuming, and go on.
+    """
+    callbacks = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]
+    return callbacks["TrainerControl"]["args"]["should_training_stop"]
 
 
 def discard_incomplete(run: Path) -> None:

@@ -1,8 +1,8 @@
 """`av-train`: from records to an alignment vector."""
 
 import logging
+import os
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,7 +17,7 @@ EPILOG = (
     "Every field of TRL's DPOConfig is an option as well, under its own name "
     "(--learning_rate 2e-5 --num_train_epochs 2). Defaults that are not TRL's: "
     + ", ".join(f"{key} {value[0] if isinstance(value, list) else value}" for key, value in DEFAULTS.items())
-    + "."
+    + "; bf16 where the processor or GPU has instructions for it."
 )  # fmt: skip
 
 
@@ -51,50 +51,61 @@ def av_train(
     domains, base, data, out, pairs, max_records, dtype, patience, config, keep_aligned, resume,
     overwrite, dpo_options,
 ):  # fmt: skip
-    """Train an alignment vector with DPO (IPO loss) on a domain's records."""
+    """Train an alignment vector with DPO (IPO loss) on a domain's records.
+
+    Several processes: torchrun --nproc_per_node 2 --no-python av-train --domain medical
+    """
+    # A bar that is full within a second is no news.
+    os.environ.setdefault("TQDM_DELAY", "1")
+
     from mergekit_av.domains import load_domain
     from mergekit_av.records import load_records
 
     chosen = [load_domain(name) for name in domains]
+    names = [domain.name for domain in chosen]
     if len(chosen) > 1 and (data or out):
         raise click.UsageError("--data and --out go with exactly one --domain")
-    records = [load_records(domain, data) for domain in chosen]
-    if max_records:
-        records = [_first(some, max_records) for some in records]
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"--domain: {max(names, key=names.count)} is given twice")
+    records = [_first(load_records(domain, data), max_records) for domain in chosen]
 
-    from mergekit_av.base import base_or_default
+    from mergekit_av.base import DEFAULT_BASE, base_or_default
 
     from .arguments import training_arguments
-    from .dpo import Job, train
+    from .dpo import Job, check, train
+    from .processes import in_main_process
 
-    # transformers announces that fields which TRL sets are to be renamed; no user can help it.
+    # transformers announces that fields which TRL uses are to be renamed; no user can help it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("mergekit_av").setLevel(logging.INFO)
-    jobs = []
-    for domain, some in zip(chosen, records, strict=True):
-        # A DPOConfig is changed by its trainer: each job has its own.
-        arguments = training_arguments(dpo_options, config, output_dir=str(RUNS / domain.name))
-        jobs.append(
-            Job(
-                base=base or "",
-                domain=domain,
-                records=some,
-                out=out or VECTORS / domain.name,
-                arguments=arguments,
-                pairing=pairs,
-                dtype=dtype,
-                patience=patience,
-                keep_aligned=keep_aligned,
-                resume=resume,
-                overwrite=overwrite,
-            )
+    jobs = [
+        Job(
+            base=base or str(DEFAULT_BASE),
+            domain=domain,
+            records=some,
+            out=out or VECTORS / domain.name,
+            # A DPOConfig is changed by its trainer: each job has its own.
+            arguments=training_arguments(dpo_options, config, output_dir=str(RUNS / domain.name)),
+            pairing=pairs,
+            dtype=dtype,
+            patience=patience,
+            keep_aligned=keep_aligned,
+            resume=resume,
+            overwrite=overwrite,
         )
-    source = base_or_default(base)
+        for domain, some in zip(chosen, records, strict=True)
+    ]
+    if len({job.run.folder for job in jobs}) < len(jobs):
+        raise click.UsageError("--output_dir goes with exactly one --domain")
+    # Before hours go into the first, all must be able to end.
+    in_main_process(lambda: [check(job) for job in jobs])
+    in_main_process(lambda: base_or_default(base))
     for job in jobs:
-        vector = train(replace(job, base=source))
+        vector = train(job)
         if vector is not None:
             click.echo(summary(vector))
+            click.echo(_outcome(vector.metadata.training or {}))
 
 
 # What is not an option of ours is one of DPOConfig's.
@@ -103,6 +114,18 @@ av_train.epilog = EPILOG
 
 
 def _first(records, count):
-    """The first training records, and all others."""
+    """The first training records, and all others; all where there is no count."""
+    if count is None:
+        return records
     training = [record for record in records if record.split == "train"][:count]
     return training + [record for record in records if record.split != "train"]
+
+
+def _outcome(training):
+    """How a training went, in a line."""
+    losses = {e["step"]: e["eval_loss"] for e in training.get("losses", []) if "eval_loss" in e}
+    text = f"  {training.get('records', '?')} records, {training.get('steps', '?')} steps"
+    if losses:
+        best = min(losses, key=losses.get)
+        text += f", lowest validation loss {losses[best]:.4g} at step {best}"
+    return text

@@ -16,8 +16,6 @@ DEFAULTS = {
     "max_length": 1024,
     # Reference log-probabilities first, so that only one model is in memory while training.
     "precompute_ref_log_probs": True,
-    # float32 throughout: see docs/training.md for what bfloat16 autocast does to small steps.
-    "bf16": False,
     "gradient_checkpointing": False,
     "eval_strategy": "steps",
     "eval_steps": 0.25,
@@ -28,6 +26,8 @@ DEFAULTS = {
     "metric_for_best_model": "eval_loss",
     "restore_callback_states_from_checkpoint": True,
     "logging_steps": 1.0,
+    # A loss that is NaN is seen at once, and not replaced by the mean of those before it.
+    "logging_nan_inf_filter": False,
     "report_to": ["none"],
 }
 # Evaluations without a lower validation loss after which training stops.

@@ -1,16 +1,25 @@
 """DPO with the IPO loss by TRL, from records to an alignment vector."""
 
+import contextlib
+import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from datasets import Dataset, load_from_disk
-from transformers import AutoModelForCausalLM, EarlyStoppingCallback, ProgressCallback
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerState,
+)
 from trl import DPOConfig, DPOTrainer
 
 from mergekit_av.chat import encode, ensure_chat_template
@@ -18,17 +27,20 @@ from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 from mergekit_av.extraction import extract
-from mergekit_av.files import check_vacant, write_whole
-from mergekit_av.models import load_tokenizer, read_json, refuse_vector, resolve
+from mergekit_av.files import check_vacant
+from mergekit_av.logprobs import context_length
+from mergekit_av.models import load_model, load_tokenizer, refuse_vector, resolve
 from mergekit_av.records import Record, require_splits
 from mergekit_av.vector import METADATA, AlignmentVector
 
-from .checkpoints import MarkWhole, discard_incomplete, newest_whole
+from .checkpoints import MarkWhole, is_last, newest_whole
 from .defaults import PATIENCE
 from .pairs import Pairing, preference_pairs
+from .processes import in_main_process
+from .run import Run
+from .watch import EvaluateLast, Progress, StopDivergence
 
-SETTINGS = "settings.json"
-ALIGNED = "aligned"
+SPLITS = ("train", "validation")
 # Fields of DPOConfig that say where and how to run, not what comes out.
 INCIDENTAL = {"output_dir", "run_name", "logging_dir", "disable_tqdm", "local_rank", "hub_token"}
 # Fields worth a line in the metadata of a vector.
@@ -37,6 +49,12 @@ REPORTED = (
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
     "max_length", "weight_decay", "max_grad_norm", "optim", "bf16", "fp16", "seed",
 )  # fmt: skip
+# How TRL and transformers refuse settings.
+REFUSALS = (ValueError, NotImplementedError, ImportError)
+REFUSED = ("to be installed", "`metric_for_best_model`")
+# What a training cannot foresee; and how torch.save says that it could not write a file.
+INTERRUPTIONS = (OSError, SafetensorError, torch.OutOfMemoryError)
+DISK_FULL = ("inline_container", "PytorchStreamWriter")
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +65,11 @@ class Job:
 
     Attributes:
         out: the AV folder to write.
-        arguments: of TRL; `output_dir` is the run folder, which holds checkpoints and the cache
-            of reference log-probabilities until the vector is written.
+        arguments: of TRL; `output_dir` is the run folder, see run.py.
         dtype: the vector's.
         keep_aligned: keep the aligned checkpoint, in the run folder's `aligned`.
-        resume: continue an interrupted run.
-        overwrite: start over where a run or a vector is already there.
+        resume: continue the run that is there, if one is; keep a vector that is done.
+        overwrite: replace a vector that is there; without `resume`, a run as well.
     """
 
     base: str
@@ -68,198 +85,259 @@ class Job:
     overwrite: bool = False
 
     @property
-    def run(self) -> Path:
-        return Path(self.arguments.output_dir)
+    def run(self) -> Run:
+        return Run(Path(self.arguments.output_dir))
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to resume: the vector is there, and no other run than its own."""
+        if self.overwrite or not self.resume or not (self.out / METADATA).is_file():
+            return False
+        if not self.run.started:
+            return True
+        vector = AlignmentVector.open(self.out)
+        return self.run.trained and vector.metadata.training == self.run.history()
+
+
+def check(job: Job) -> None:
+    """Raise AVError for what can be seen to be wrong before anything is computed."""
+    if job.done:
+        return
+    require_splits(job.records, *SPLITS, source=job.domain.name)
+    check_vacant(job.out, job.overwrite, METADATA)
+    job.run.check(job.resume, job.overwrite)
 
 
 def train(job: Job) -> AlignmentVector | None:
     """Train, take the difference of the float32 weights to the base, and write the vector.
 
-    With several processes (torchrun, accelerate launch) each calls this; only the first writes.
+    With several processes (torchrun) each calls this; only the first writes.
 
     Returns:
         The vector; None in all processes but the first.
 
     Raises:
-        AVError: too few records, a base that does not load, an output that is in the way, or a
-            run that was started with other settings.
+        AVError: too few records, a base that does not load, an output that is in the way, a run
+            that was started with other settings, a training that diverges or cannot go on.
     """
-    require_splits(job.records, "train", "validation", source=job.domain.name)
-    check_vacant(job.out, job.overwrite, METADATA)
-    base = resolve(job.base)
+    main = PartialState().is_main_process
+    if job.done:
+        return _keep(job) if main else None
+    in_main_process(lambda: check(job))
+    with PartialState().main_process_first():
+        base = resolve(job.base)
     refuse_vector(base)
-    settings = _settings(job, base)
-    state = PartialState()
-    if state.is_main_process:
-        _open_run(job, settings)
-    state.wait_for_everyone()
-
-    tokenizer = load_tokenizer(base)
-    if (notice := ensure_chat_template(tokenizer)) and state.is_main_process:
-        log.warning("%s: %s", job.base, notice)
-    cut = _report_cut(job, tokenizer) if state.is_main_process else None
-    trainer = _trainer(job, base, tokenizer)
-    if state.is_main_process:
-        log.info("training in %d processes", state.num_processes)
-    _run(job, trainer)
-    aligned = job.run / ALIGNED
-    trainer.save_model(str(aligned))
-    state.wait_for_everyone()
-    if not state.is_main_process:
+    pupil = None if job.resume and job.run.trained else _Pupil(job, base)
+    in_main_process(lambda: _open(job, base))
+    if pupil is not None:
+        with _library_errors_in_one_line(job.run):
+            _align(job, pupil)
+        PartialState().wait_for_everyone()
+    if not main:
         return None
-    tokenizer.save_pretrained(aligned)
     vector = extract(
         base,
-        aligned,
+        job.run.aligned,
         job.out,
         name=job.domain.name,
         dtype=job.dtype,
         levels=list(job.domain.levels),
-        training=_history(job, trainer, cut),
+        training=job.run.history(),
         base_id=job.base,
         overwrite=job.overwrite,
     )
-    _close_run(job)
+    job.run.close(job.keep_aligned)
     return vector
 
 
-def _settings(job: Job, base: Path) -> dict[str, Any]:
-    """What two runs must share for one to continue the other."""
-    arguments = {k: v for k, v in job.arguments.to_dict().items() if k not in INCIDENTAL}
-    return {
+def _keep(job: Job) -> AlignmentVector:
+    """The vector is there already: remove what a kill has left of its run."""
+    log.info("%s is there: kept", job.out)
+    if job.run.started or job.run.vacant:
+        job.run.close(job.keep_aligned)
+    return AlignmentVector.open(job.out)
+
+
+def _open(job: Job, base: Path) -> None:
+    """Begin the run, or make sure that the one that is there can be continued."""
+    pairs = {
+        split: preference_pairs((r for r in job.records if r.split == split), job.pairing)
+        for split in SPLITS
+    }
+    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:8]
+    settings = {
         "base": fingerprint(Checkpoint(base)),
         "domain": job.domain.name,
         "pairs": job.pairing,
+        "records": f"{_count(job, 'train')} + {_count(job, 'validation')} ({digest})",
         "patience": job.patience,
-        "records": len(job.records),
-        "arguments": json.loads(json.dumps(arguments, default=str)),
+        "processes": PartialState().num_processes,
+        **{k: v for k, v in job.arguments.to_dict().items() if k not in INCIDENTAL},
     }
+    settings = json.loads(json.dumps(settings, default=str))
+    if job.resume and job.run.started:
+        job.run.resume(settings)
+    else:
+        job.run.begin(settings, pairs)
 
 
-def _open_run(job: Job, settings: dict[str, Any]) -> None:
-    """Make the run folder with its data, or check that the one that is there can be continued."""
-    started = (job.run / SETTINGS).is_file()
-    if started and job.resume:
-        before = read_json(job.run / SETTINGS)
-        _check_same(job.run, before, settings)
-        discard_incomplete(job.run)
+class _Pupil:
+    """The base in float32, its tokenizer, and what of the records does not fit it.
+
+    Raises:
+        AVError: one of them does not load, or nothing fits.
+    """
+
+    def __init__(self, job: Job, base: Path):
+        self.tokenizer = load_tokenizer(base)
+        notice = ensure_chat_template(self.tokenizer)
+        if notice and PartialState().is_main_process:
+            log.warning("%s: %s", job.base, notice)
+        self.model = load_model(base, dtype="float32", device="cpu")
+        # A checkpoint leaves tied weights out: nothing is missing, as the Trainer would warn.
+        self.model._keys_to_ignore_on_save = set(self.model.all_tied_weights_keys)
+        limits = [job.arguments.max_length, context_length(self.model)]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        job.arguments.max_length = limit
+        self.cut = _report_cut(job, self.tokenizer, limit)
+
+
+def _align(job: Job, pupil: _Pupil) -> None:
+    """Train the aligned model and leave it in the run folder."""
+    save, state = _fit(job, pupil)
+    if not PartialState().is_main_process:
+        # Where the weights are spread over processes, all of them take part in writing.
+        save(job.run.aligned)
         return
-    if started and not job.overwrite:
-        raise AVError(
-            f"{job.run} holds a run that was not finished: continue it with --resume, or start "
-            "over with --overwrite"
-        )
-    check_vacant(job.run, overwrite=started, marker=SETTINGS)
-    if started:
-        shutil.rmtree(job.run)
-    for split in ("train", "validation"):
-        records = [record for record in job.records if record.split == split]
-        rows = preference_pairs(records, job.pairing)
-        Dataset.from_list(rows).save_to_disk(job.run / "data" / split)
-    # Written last: a run without settings has not begun.
-    write_whole(job.run / SETTINGS, json.dumps(settings, indent=2))
+    _report_loss(job, state)
+    job.run.finish(save, {**_history(job, state), **pupil.cut})
 
 
-def _check_same(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    flat_before = {**before, **before.get("arguments", {})}
-    flat_now = {**now, **now["arguments"]}
-    for key in flat_now:
-        if key != "arguments" and flat_before.get(key) != flat_now[key]:
-            raise AVError(
-                f"{run} was started with {key} {flat_before.get(key)!r}, not {flat_now[key]!r}: "
-                "resume with the same settings, or start over with --overwrite"
-            )
+def _fit(job: Job, pupil: _Pupil) -> tuple[Callable[[Path], None], TrainerState]:
+    """Train, from the newest whole checkpoint if there is one.
+
+    Returns:
+        A function that writes the aligned model to a folder; what the Trainer knows at the end.
+    """
+    checkpoint = newest_whole(job.run.folder)
+    if checkpoint is not None and is_last(checkpoint):
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = state.best_model_checkpoint if job.arguments.load_best_model_at_end else None
+        return lambda folder: _copy(Path(best or checkpoint), pupil.tokenizer, folder), state
+    if checkpoint is not None:
+        job.arguments.eval_on_start = False  # it was done, and would count as one without progress
+    trainer = _trainer(job, pupil)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        if progress := trainer.pop_callback(Progress):
+            progress.close()
+
+    def save(folder: Path) -> None:
+        trainer.save_model(str(folder))
+        (folder / "training_args.bin").unlink(missing_ok=True)
+
+    return save, trainer.state
 
 
-def _report_cut(job: Job, tokenizer) -> int:
-    """Count the responses that `max_length` cuts; TRL does it in silence."""
-    limit, cut, total = job.arguments.max_length, 0, 0
-    for record in job.records:
-        if record.split == "test":
-            continue
-        prompt, responses = encode(tokenizer, record.prompt, list(record.responses.values()))
-        total += len(responses)
-        cut += sum(len(prompt) + len(ids) > limit for ids in responses) if limit else 0
-    if cut:
-        log.warning("%d of %d responses are longer than --max_length %d: cut", cut, total, limit)
-    return cut
+def _copy(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if PartialState().is_main_process:
+        load_model(checkpoint, dtype="float32", device="cpu").save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
-def _trainer(job: Job, base: Path, tokenizer) -> DPOTrainer:
-    """The trainer, with the reference log-probabilities computed or read from the run folder."""
-    # Both processes, and a resumed run, find TRL's caches beside these files.
-    data = {split: load_from_disk(job.run / "data" / split) for split in ("train", "validation")}
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", use_safetensors=True)
-    callbacks = [MarkWhole()]
+def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
+    """The trainer, with the reference log-probabilities computed, or read from the run folder."""
+    callbacks = [MarkWhole(), EvaluateLast(), StopDivergence()]
     if job.arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(job.patience))
     trainer = DPOTrainer(
-        model,
+        pupil.model,
         args=job.arguments,
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-        processing_class=tokenizer,
+        train_dataset=job.run.pairs("train"),
+        eval_dataset=None if job.arguments.eval_strategy == "no" else job.run.pairs("validation"),
+        processing_class=pupil.tokenizer,
         callbacks=callbacks,
     )
+    # Either would print twenty figures a step.
+    trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(_LossProgress)
+        trainer.add_callback(Progress)
+    processes = PartialState().num_processes
+    if processes > 1 and PartialState().is_main_process:
+        log.info("training in %d processes", processes)
     return trainer
 
 
-class _LossProgress(ProgressCallback):
-    """transformers' progress bar, with the losses behind it instead of twenty figures a step."""
+def _report_cut(job: Job, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> dict[str, int]:
+    """Count what the limit cuts or leaves out; TRL does both in silence.
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is not None and logs:
-            losses = {key: logs[key] for key in ("loss", "eval_loss") if key in logs}
-            self.training_bar.set_postfix(losses)
+    Raises:
+        AVError: it leaves nothing of a split.
+    """
+    cut = total = left_out = 0
+    room = set()
+    records = [record for record in job.records if record.split in SPLITS]
+    for record in tqdm(records, desc="Counting tokens", delay=1):
+        prompt, responses = encode(tokenizer, record.prompt, list(record.responses.values()))
+        total += len(responses)
+        if limit is not None and len(prompt) >= limit:
+            left_out += 1
+            continue
+        room.add(record.split)
+        cut += sum(limit is not None and len(prompt) + len(ids) > limit for ids in responses)
+    for split in SPLITS:
+        if split not in room:
+            raise AVError(
+                f"no prompt of the {split} records leaves room for a response in {limit} tokens: "
+                "raise --max_length, or take a base with a longer context"
+            )
+    if not PartialState().is_main_process:
+        return {}
+    where = f"the limit of {limit} tokens (--max_length, or the base's context)"
+    if cut:
+        log.warning("%d of %d responses go beyond %s: cut there", cut, total, where)
+    if left_out:
+        log.warning(
+            "%d of %d records are left out: their prompts reach %s", left_out, len(records), where
+        )
+    return {"responses_cut": cut, "records_left_out": left_out}
 
 
-def _run(job: Job, trainer: DPOTrainer) -> None:
-    """Train from the newest whole checkpoint, if there is one."""
-    checkpoint = newest_whole(job.run) if job.resume else None
-    if checkpoint is None:
-        trainer.train()
-    elif _stopped_early(checkpoint, job.patience):
-        # The interrupted run was through; the Trainer would forget that and go on.
-        trainer.state = replace(trainer.state, **_state(checkpoint))
-        trainer._load_best_model()
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+def _report_loss(job: Job, state: TrainerState) -> None:
+    """Warn where the validation loss says that the base itself was better."""
+    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    untrained = 1 / (2 * job.arguments.beta) ** 2
+    if job.arguments.loss_type == ["ipo"] and losses and min(losses) >= untrained:
+        log.warning(
+            "the validation loss never fell below the untrained model's, %.4g: "
+            "try another --learning_rate",
+            untrained,
+        )
 
 
-def _state(checkpoint: Path) -> dict[str, Any]:
-    content = read_json(checkpoint / "trainer_state.json")
-    return {k: content[k] for k in ("best_model_checkpoint", "log_history", "global_step")}
-
-
-def _stopped_early(checkpoint: Path, patience: int) -> bool:
-    callbacks = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]
-    state = callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
-    return state.get("early_stopping_patience_counter", 0) >= patience
-
-
-def _history(job: Job, trainer: DPOTrainer, cut: int) -> dict[str, Any]:
+def _history(job: Job, state: TrainerState) -> dict[str, Any]:
     """How the aligned model came about, for the vector's metadata."""
-    arguments, log_history = job.arguments, trainer.state.log_history
-    splits = {s: sum(r.split == s for r in job.records) for s in ("train", "validation")}
     return {
         "method": "DPO, full fine-tuning",
         "domain": job.domain.name,
-        "records": splits["train"],
-        "validation_records": splits["validation"],
+        "records": _count(job, "train"),
+        "validation_records": _count(job, "validation"),
         "pairs": job.pairing,
-        "responses_cut": cut,
         "processes": PartialState().num_processes,
-        "steps": trainer.state.global_step,
-        "best_step": trainer.state.best_global_step,
-        **{key: _plain(getattr(arguments, key)) for key in REPORTED},
+        "steps": state.global_step,
+        "best_step": state.best_global_step,
+        **{key: _plain(getattr(job.arguments, key)) for key in REPORTED},
         "losses": [
             {k: entry[k] for k in ("step", "loss", "eval_loss") if k in entry}
-            for entry in log_history
+            for entry in state.log_history
             if "loss" in entry or "eval_loss" in entry
         ],
     }
+
+
+def _count(job: Job, split: str) -> int:
+    return sum(record.split == split for record in job.records)
 
 
 def _plain(value: Any) -> Any:
@@ -268,11 +346,26 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def _close_run(job: Job) -> None:
-    """The vector is written: nothing of the run is needed any more, unless it was asked for."""
-    if not job.keep_aligned:
-        shutil.rmtree(job.run)
-        return
-    for path in job.run.iterdir():
-        if path.name != ALIGNED:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+@contextlib.contextmanager
+def _library_errors_in_one_line(run: Run) -> Iterator[None]:
+    """No traceback for settings that TRL refuses, for a full disk, for memory that is too small."""
+    try:
+        yield
+    except AVError:
+        raise
+    except Exception as error:
+        reason = _one_line(error)
+        if isinstance(error, REFUSALS) or any(sign in reason for sign in REFUSED):
+            # With other settings it would be another run: keep nothing that stands in its way.
+            if PartialState().is_main_process and newest_whole(run.folder) is None:
+                run.close(keep_aligned=False)
+            raise AVError(f"the training cannot be done: {reason}") from error
+        if any(sign in reason for sign in DISK_FULL):
+            reason = "a checkpoint could not be written; is the disk full?"
+        elif not isinstance(error, INTERRUPTIONS):
+            raise
+        raise AVError(f"the training stopped: {reason} Continue it with --resume") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

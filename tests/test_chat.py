@@ -1,0 +1,210 @@
+"""Token ids: exactly those that TRL trains on, and every level ends alike."""
+
+from itertools import pairwise
+
+import datasets
+import pytest
+from conftest import CHAT_TEMPLATE, make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mergekit_av.training.pairs import preference_pairs
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from mergekit_av.chat import PLAIN_NOTICE, encode, ensure_chat_template
+from mergekit_av.domains import load_domain
+from mergekit_av.errors import AVError
+from mergekit_av.records import Record, load_records
+
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+
+# The manners of chat templates: what a turn looks like alone, and as the last one.
+DEFAULT_SYSTEM = (
+    "{% if messages[0].role != 'system' %}<|system|>You are helpful.<|end|>\n{% endif %}"
+    + CHAT_TEMPLATE
+)
+BOS_AND_TRIM = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>\n\n"
+    "{{ message.content | trim }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
+)
+SPACE_BEFORE_RESPONSE = (
+    "{% for message in messages %}{% if message.role == 'assistant' %} {{ message.content }}"
+    "{{ eos_token }}{% else %}[INST] {{ message.content }} [/INST]{% endif %}{% endfor %}"
+)
+THOUGHTS_IN_RESPONSE = (
+    "{% for message in messages %}<|{{ message.role }}|>"
+    "{% if loop.last and message.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THOUGHTS_IN_PROMPT = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think></think>{% endif %}"
+)
+TEMPLATES = {
+    "plain turns": CHAT_TEMPLATE,
+    "default system prompt": DEFAULT_SYSTEM,
+    "BOS, trimmed contents": BOS_AND_TRIM,
+    "space before the response": SPACE_BEFORE_RESPONSE,
+    "thoughts in the response": THOUGHTS_IN_RESPONSE,
+    "thoughts in the prompt": THOUGHTS_IN_PROMPT,
+    "none": None,
+}
+PLAIN_TEXTS = [
+    Record("a", "Once upon a time", {"good": " there was a frog.", "bad": ", no."}, "train"),
+    Record("b", "Once upon a ti", {"good": "me there was a frog.", "bad": "ger, no."}, "train"),
+    Record("c", "Two\n\n", {"good": "ends <|end|>", "bad": "\nno end"}, "train"),
+    Record("d", "Ünï ", {"good": "🐸", "bad": " 🐸"}, "train"),
+]
+
+
+def tokenizer_with(folder, template, bos=False):
+    """The tests' tokenizer with a chat template; with `bos`, one that puts BOS before every text."""
+    make_tokenizer(folder, template)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if bos:
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
+    return tokenizer
+
+
+def conversations() -> list[Record]:
+    """Built-in records, one of them in the middle of a conversation, one with a system prompt."""
+    first, second, third = load_records(load_domain("medical"))[:3]
+    earlier = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."})
+    system = ({"role": "system", "content": "Be brief."},)
+    return [
+        first,
+        Record("b", (*earlier, *second.prompt), second.responses, "train"),
+        Record("c", (*system, *third.prompt), {"x": " spaces ", "y": "\nlines\n"}, "train"),
+    ]
+
+
+def trl_ids(base, tokenizer, records, folder) -> list[tuple]:
+    """(prompt, chosen, rejected) ids of each pair, as DPOTrainer feeds them to the model."""
+    rows = preference_pairs(records)
+    trainer = DPOTrainer(
+        AutoModelForCausalLM.from_pretrained(base),
+        args=DPOConfig(
+            str(folder), max_length=None, use_cpu=True, bf16=False, report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [tuple(row[key] for key in keys) for row in trainer.train_dataset]
+
+
+def our_ids(tokenizer, records) -> list[tuple]:
+    """The same of `encode`, a pair at a time."""
+    ids = []
+    for record in records:
+        for pair in pairwise(record.responses.values()):
+            prompt, (chosen, rejected) = encode(tokenizer, record.prompt, pair)
+            ids.append((prompt, chosen, rejected))
+    return ids
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["", "BOS"])
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_conversations_have_the_token_ids_that_trl_trains_on(base, tmp_path, template, bos):
+    tokenizer = tokenizer_with(tmp_path, template, bos)
+    ensure_chat_template(tokenizer)
+    records = conversations()
+    theirs = trl_ids(base, tokenizer, records, tmp_path)
+    assert len(theirs) == 5 and our_ids(tokenizer, records) == theirs
+    # Side by side with a third response, a response is what it is in a pair.
+    prompt, (expert, generic, avoidance) = encode(
+        tokenizer, records[0].prompt, list(records[0].responses.values())
+    )
+    assert [(prompt, expert, generic), (prompt, generic, avoidance)] == theirs[:2]
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["", "BOS"])
+def test_plain_text_has_the_token_ids_that_trl_trains_on(base, tmp_path, bos):
+    tokenizer = tokenizer_with(tmp_path, CHAT_TEMPLATE, bos)
+    theirs = trl_ids(base, tokenizer, PLAIN_TEXTS, tmp_path)
+    assert our_ids(tokenizer, PLAIN_TEXTS) == theirs
+    joined = tokenizer(PLAIN_TEXTS[1].prompt)["input_ids"]
+    assert len(theirs[1][0]) < len(joined)  # "ti" and "me" are one token: the case is a real one
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHAT_TEMPLATE, "<|end|>\n"),
+        (DEFAULT_SYSTEM, "<|end|>\n"),
+        (BOS_AND_TRIM, "<|end|>"),
+        (THOUGHTS_IN_PROMPT, "<|end|>\n"),
+        (None, "<|end|>\n\n"),
+    ],
+)
+def test_a_response_is_its_text_and_the_end_of_the_turn_at_every_level(tmp_path, template, end):
+    tokenizer = tokenizer_with(tmp_path, template)
+    ensure_chat_template(tokenizer)
+    for record in load_records(load_domain("medical"))[:5]:
+        _, ids = encode(tokenizer, record.prompt, list(record.responses.values()))
+        found = [tokenizer.decode(response).removeprefix(" ") for response in ids]
+        assert found == [text + end for text in record.responses.values()]
+
+
+def test_a_response_to_plain_text_ends_with_one_end_of_sequence_token(tmp_path):
+    tokenizer = tokenizer_with(tmp_path, None)
+    _, responses = encode(tokenizer, "Why?", [" Because.", " Because.<|end|>"])
+    assert responses[0] == responses[1]
+    assert responses[0].count(tokenizer.eos_token_id) == 1
+    assert responses[0][-1] == tokenizer.eos_token_id
+
+
+def test_plain_text_without_an_end_of_sequence_token_is_scored_as_it_is(tmp_path):
+    tokenizer = tokenizer_with(tmp_path, None)
+    tokenizer.eos_token = None
+    prompt, (response,) = encode(tokenizer, "Why?", [" Because."])
+    assert tokenizer.decode(prompt) + tokenizer.decode(response) == "Why? Because."
+
+
+def test_a_tokenizer_without_a_chat_template_gets_the_plain_one_and_says_so(tmp_path):
+    tokenizer = tokenizer_with(tmp_path, None, bos=True)
+    assert ensure_chat_template(tokenizer) == PLAIN_NOTICE
+    assert ensure_chat_template(tokenizer) is None
+    messages = [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"},
+    ]  # fmt: skip
+    prompt, (response,) = encode(tokenizer, messages, ["Because."])
+    assert tokenizer.decode(prompt) == "<s>System: Be brief.\n\nUser: Why?\n\nAssistant:"
+    assert tokenizer.decode(response) == " Because.<|end|>\n\n"
+
+
+def test_a_chat_template_of_its_own_is_left_alone(tmp_path):
+    tokenizer = tokenizer_with(tmp_path, CHAT_TEMPLATE)
+    assert ensure_chat_template(tokenizer) is None
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_a_conversation_that_the_template_refuses_is_one_line(tmp_path):
+    refusing = "{{ raise_exception('System role not supported') }}"
+    tokenizer = tokenizer_with(tmp_path, refusing)
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
+    with pytest.raises(AVError) as caught:
+        encode(tokenizer, messages, ["z"])
+    assert str(caught.value) == (
+        "the chat template refuses a conversation of system, user: System role not supported"
+    )
+
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=TEXT, responses=st.lists(TEXT, min_size=2, max_size=4))
+def test_prompt_and_response_are_the_tokens_of_the_whole_text(base, prompt, responses):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    start, ends = encode(tokenizer, prompt, responses)
+    for response, end in zip(responses, ends, strict=True):
+        whole = tokenizer(prompt + response + tokenizer.eos_token)["input_ids"]
+        assert start + end == whole and end[-1] == tokenizer.eos_token_id
+    assert start == tokenizer(prompt)["input_ids"][: len(start)]

@@ -1,0 +1,177 @@
+"""Mean log-probabilities: those of a slow, obvious computation, on every architecture."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, make_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from mergekit_av.domains import load_domain
+from mergekit_av.errors import AVError
+from mergekit_av.logprobs import context_length, mean_log_probs, within_context
+from mergekit_av.records import Record, load_records
+
+SHORT = Record(
+    "short", ({"role": "user", "content": "Hi"},), {"a": "No.", "b": "Yes, yes.", "c": "W"}, "test"
+)
+UNEVEN = Record(
+    "uneven", "Count to a hundred.", {"a": " No.", "b": " one two three" * 90, "c": " 1"}, "test"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base):
+    return AutoTokenizer.from_pretrained(base)
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    return [SHORT, load_records(load_domain("medical"))[0], UNEVEN]
+
+
+def opinionated(folder, architecture="llama", dtype=torch.float32, **options):
+    """A tiny model whose next-token distributions are far from flat, so that a slip shows."""
+    model = AutoModelForCausalLM.from_pretrained(
+        make_model(folder / "model", architecture, dtype=torch.float32, **options)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(8)
+    return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def slow(model, tokenizer, record: Record) -> list[float]:
+    """Mean log-probability of each response: one sequence at a time, all logits, float64."""
+    means = []
+    for response in record.responses.values():
+        if isinstance(record.prompt, str):
+            prompt = tokenizer(record.prompt).input_ids
+            whole = tokenizer(record.prompt + response + tokenizer.eos_token).input_ids
+        else:
+            turns = [*record.prompt, {"role": "assistant", "content": response}]
+            prompt = tokenizer.apply_chat_template(
+                list(record.prompt), add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+            whole = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+        assert whole[: len(prompt)] == prompt
+        logits = model(input_ids=torch.tensor([whole])).logits[0].double()
+        total = 0.0
+        for position in range(len(prompt), len(whole)):
+            log_probs = torch.log_softmax(logits[position - 1], dim=0)
+            total += log_probs[whole[position]].item()
+        means.append(total / (len(whole) - len(prompt)))
+    return means
+
+
+def expected(model, tokenizer, records) -> torch.Tensor:
+    return torch.tensor([slow(model, tokenizer, record) for record in records])
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_equal_the_slow_reference_to_1e_4_nats(
+    tmp_path, tokenizer, records, architecture, tied
+):
+    model = opinionated(tmp_path, architecture, tied=tied)
+    scores = mean_log_probs(model, tokenizer, records)
+    assert scores.dtype == torch.float32 and scores.shape == (3, 3)
+    torch.testing.assert_close(
+        scores, expected(model, tokenizer, records), rtol=0, atol=1e-4, check_dtype=False
+    )
+    # The reference tells responses and tokens apart, else agreeing with it would mean little.
+    assert scores.std(dim=1).min() > 0.01 and scores.std() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_low_precision_is_scored_to_its_own_precision(
+    tmp_path, tokenizer, records, dtype
+):
+    model = opinionated(tmp_path, dtype=dtype)
+    scores = mean_log_probs(model, tokenizer, records)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(
+        scores, expected(model, tokenizer, records), rtol=0, atol=0.02, check_dtype=False
+    )
+
+
+def test_a_response_scores_the_same_beside_any_others(tmp_path, tokenizer):
+    model = opinionated(tmp_path)
+    alone = [
+        Record("x", UNEVEN.prompt, {level: text}, "test")
+        for level, text in UNEVEN.responses.items()
+    ]
+    together = mean_log_probs(model, tokenizer, [UNEVEN])
+    torch.testing.assert_close(
+        mean_log_probs(model, tokenizer, alone), together.T, rtol=0, atol=1e-5
+    )
+
+
+def test_an_architecture_that_gives_all_logits_scores_the_same(tmp_path, tokenizer, records):
+    class AllLogits(LlamaForCausalLM):
+        def forward(self, logits_to_keep=0, **inputs):
+            return super().forward(**inputs)
+
+    model = opinionated(tmp_path)
+    model.save_pretrained(tmp_path / "same")
+    other = AllLogits.from_pretrained(tmp_path / "same").eval()
+    torch.testing.assert_close(
+        mean_log_probs(other, tokenizer, records), mean_log_probs(model, tokenizer, records)
+    )
+
+
+def test_the_context_is_full_at_its_last_token_and_exceeded_one_later(tmp_path, tokenizer):
+    length = len(tokenizer(UNEVEN.prompt + UNEVEN.responses["b"] + "<|end|>").input_ids)
+    fits = opinionated(tmp_path / "fits", context=length)
+    lacks = opinionated(tmp_path / "lacks", context=length - 1)
+    assert context_length(fits) == length
+    assert within_context(tokenizer, [SHORT, UNEVEN], length) == [SHORT, UNEVEN]
+    assert within_context(tokenizer, [SHORT, UNEVEN], length - 1) == [SHORT]
+    assert within_context(tokenizer, [SHORT, UNEVEN], None) == [SHORT, UNEVEN]
+    assert mean_log_probs(fits, tokenizer, [UNEVEN]).isfinite().all()
+    with pytest.raises(AVError) as caught:
+        mean_log_probs(lacks, tokenizer, [SHORT, UNEVEN])
+    assert str(caught.value) == f"record uneven: {length} tokens, the context has {length - 1}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_one_line(tmp_path, tokenizer, value):
+    model = opinionated(tmp_path)
+    with torch.no_grad():
+        model.model.norm.weight[3] = value
+    with pytest.raises(AVError, match=r"^record short: the model's log-probabilities are NaN or"):
+        mean_log_probs(model, tokenizer, [SHORT])
+
+
+def test_another_models_tokenizer_is_one_line(tmp_path, tokenizer):
+    model = opinionated(tmp_path)
+    model.resize_token_embeddings(100)
+    with pytest.raises(
+        AVError, match=r"^record short: a token beyond the model's 100: other token"
+    ):
+        mean_log_probs(model, tokenizer, [SHORT])
+
+
+def test_a_response_with_nothing_before_it_is_one_line(tmp_path, tokenizer):
+    record = Record("x", "t", {"a": "he", "b": "o"}, "test")  # "the" is one token
+    with pytest.raises(AVError, match=r"^record x: no token of the prompt stands before the resp"):
+        mean_log_probs(opinionated(tmp_path), tokenizer, [record])
+
+
+def test_the_model_is_left_as_it_was(tmp_path, tokenizer):
+    model = opinionated(tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = mean_log_probs(model, tokenizer, [SHORT])
+    assert torch.equal(first, mean_log_probs(model, tokenizer, [SHORT]))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_the_progress_bar_is_on_stderr_and_only_where_it_was_asked_for(tmp_path, tokenizer, capsys):
+    model = opinionated(tmp_path)
+    capsys.readouterr()
+    mean_log_probs(model, tokenizer, [SHORT])
+    assert capsys.readouterr() == ("", "")
+    mean_log_probs(model, tokenizer, [SHORT], progress="Scoring tone")
+    out, err = capsys.readouterr()
+    assert out == "" and "Scoring tone: 100%" in err
