@@ -6,6 +6,7 @@ both read from the page cache. Memory: on random sharded checkpoints with the sh
 """
 
 import contextlib
+import importlib
 import io
 import json
 import multiprocessing
@@ -29,6 +30,8 @@ from measure import (
     verdict,
 )
 
+import mergekit_av
+
 TIME_TARGET = 2.0
 MEMORY_TARGET = 3.0
 SINGLE = "model.safetensors"
@@ -36,7 +39,9 @@ SINGLE = "model.safetensors"
 
 @click.command(context_settings={"show_default": True})
 @click.option("--repeat", type=click.IntRange(min=1), default=5, help="Measured runs of each side.")
-@click.option("--base", help="Base model: a folder or Hub id.  [default: the default base]")
+@click.option(
+    "--base", help="Base model in one file: a folder or Hub id.  [default: the default base]"
+)
 @click.option("--gigabytes", default=2.0, help="Size of the checkpoints that memory is shown on.")
 def main(repeat, base, gigabytes):
     """Time of an extraction against copying, and its peak memory above the imports."""
@@ -76,10 +81,8 @@ def timed(work, base: Path, aligned: Path, out: Path) -> Run:
 
 
 def extract(base: Path, aligned: Path, out: Path) -> None:
-    from mergekit_av.extraction import extract
-
     with contextlib.redirect_stderr(io.StringIO()):  # the progress bar
-        extract(base, aligned, out)
+        mergekit_av.extract(base, aligned, out)
 
 
 def copy(base: Path, aligned: Path, out: Path) -> None:
@@ -146,17 +149,16 @@ def show_memory(dtype: str, gigabytes: float) -> None:
         f"largest tensor {largest / MEGABYTE:.0f} MB"
     )
     for kind, peak in peaks.items():
-        ratio = [peak / largest]
+        times = peak / largest
         click.echo(
             f"  {kind} memory above the imports {peak / MEGABYTE:.0f} MB, "
-            f"{ratio[0]:.2f} × the largest tensor, {verdict(ratio, MEMORY_TARGET)}"
+            f"{times:.2f} × the largest tensor, {verdict([times], MEMORY_TARGET)}"
         )
 
 
 def extraction_peaks(base: Path, aligned: Path, out: Path) -> dict[str, int]:
     """Peak memory of one extraction above what the imports take, in bytes."""
-    import mergekit_av.extraction  # noqa: F401
-
+    importlib.import_module("mergekit_av.extraction")
     Path("/proc/self/clear_refs").write_text("5")  # the imports' own peak is no part of it
     before = process_memory(os.getpid())
     with PeakMemory(os.getpid()) as memory:

@@ -22,7 +22,7 @@ from mergekit_av.files import write_whole
 from .plot import plot_levels, read_domain
 
 DOMAIN = "medical"
-LAMBDAS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+LAMBDAS = (-0.5, -0.25, 0.0, 0.5, 1.0)
 FOLDER = Path("demo")
 # Not the paper's setting: a larger β (a smaller margin to reach) leaves the language intact over
 # the whole range shown, and few enough records that it is done in minutes.

@@ -191,6 +191,20 @@ def test_one_output_in_the_way_stops_all_before_any_training(tmp_path, command):
     assert not (tmp_path / "avs/tone").exists() and not list(tmp_path.glob("runs/*"))
 
 
+def test_validation_loss_is_measured_after_the_last_step_too(tmp_path, command):
+    assert av_train(tmp_path, *command, "--eval_steps", "4", "--save_steps", "4").code == 0
+    history = training(tmp_path / "avs/tone")
+    measured = [entry["step"] for entry in history["losses"] if "eval_loss" in entry]
+    assert measured == [4, 6] == [4, history["steps"]]
+
+
+def test_without_evaluation_the_last_weights_count(tmp_path, command):
+    off = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+    assert av_train(tmp_path, *command, *off).code == 0
+    history = training(tmp_path / "avs/tone")
+    assert history["steps"] == 6 and not any("eval_loss" in entry for entry in history["losses"])
+
+
 def test_two_processes_train_as_one(tmp_path, command):
     whole = [*command, "--dtype", "float32", "--bf16", "false"]
     small = [*whole, "--out", "avs/two", "--per_device_train_batch_size", "2"]

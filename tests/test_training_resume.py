@@ -12,7 +12,7 @@ from training_runs import av_train, contents, in_two_processes, training, write_
 # The validation loss is lowest at step 4 of 6, where it has not fallen twice in a row.
 STOPS_EARLY = [
     *("--learning_rate", "0.1", "--lr_scheduler_type", "constant", "--num_train_epochs", "3"),
-    *("--eval_steps", "1", "--save_steps", "1"),
+    *("--eval_steps", "1", "--save_steps", "1", "--bf16", "false"),
 ]
 # Kill at any of these: the name says what is then half done.
 MOMENTS = {
