@@ -150,11 +150,19 @@ def test_stopped_early_ends_with_the_best_checkpoint(tmp_path, command, base, un
         assert torch.equal(delta, (best[name] - old[name].float()).bfloat16()), name
 
 
-def test_run_of_half_an_epoch_does_not_go_on_when_resumed(tmp_path, command, uninterrupted):
-    half = ["--num_train_epochs", "0.5"]
-    kill(tmp_path, *command, *half, at=MOMENTS["the history"])
-    assert resume(tmp_path, *command, *half) == uninterrupted(*half)
-    assert training(tmp_path / "avs/tone")["steps"] == 3
+@pytest.mark.parametrize(
+    ("options", "moment"),
+    [
+        (["--num_train_epochs", "0.5"], "the history"),  # transformers would train a step more
+        (["--eval_on_start", "True"], "the last checkpoint"),  # would count as no progress
+        (["--gradient_accumulation_steps", "2", "--eval_steps", "1", "--save_steps", "1"],
+         "the first checkpoint"),
+        (["--bf16", "True", "--gradient_checkpointing", "True"], "the second checkpoint"),
+    ],
+)  # fmt: skip
+def test_killed_with_other_settings(options, moment, tmp_path, command, uninterrupted):
+    kill(tmp_path, *command, *options, at=MOMENTS[moment])
+    assert resume(tmp_path, *command, *options) == uninterrupted(*options)
 
 
 def test_run_with_no_checkpoints_starts_over(tmp_path, command, uninterrupted):

@@ -1,5 +1,6 @@
 """`av-train`: from records to an alignment vector."""
 
+import gc
 import logging
 import os
 import warnings
@@ -44,7 +45,11 @@ EPILOG = (
 )  # fmt: skip
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of DPOConfig's fields.")
 @click.option("--keep-aligned", is_flag=True, help="Keep the aligned model in runs/DOMAIN/aligned.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue a run that was interrupted; keep a vector that is done.",
+)
 @overwrite_option
 @click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
 def av_train(
@@ -103,6 +108,7 @@ def av_train(
     in_main_process(lambda: base_or_default(base))
     for job in jobs:
         vector = train(job)
+        gc.collect()  # a Trainer is part of a cycle; the next model needs the room
         if vector is not None:
             click.echo(summary(vector))
             click.echo(_outcome(vector.metadata.training or {}))
