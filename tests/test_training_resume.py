@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
 from training_runs import av_train, contents, in_two_processes, training, write_domain
 
@@ -148,6 +149,14 @@ def test_stopped_early_ends_with_the_best_checkpoint(tmp_path, command, base, un
     old, new = (load_file(p / "model.safetensors") for p in (base, tmp_path / "avs/tone"))
     for name, delta in new.items():
         assert torch.equal(delta, (best[name] - old[name].float()).bfloat16()), name
+
+
+@pytest.mark.parametrize("moment", ["the first checkpoint", "the vector"])
+def test_killed_with_a_base_of_short_context(moment, tmp_path, command):
+    make_tokenizer(make_model(tmp_path / "short", context=42))
+    kill(tmp_path, *command, "--base", "short", at=MOMENTS[moment])
+    resume(tmp_path, *command, "--base", "short")
+    assert training(tmp_path / "avs/tone")["max_length"] == 42
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,9 @@ def train(job: Job) -> AlignmentVector | None:
             that was started with other settings, a training that diverges or cannot go on.
     """
     main = PartialState().is_main_process
-    if job.done:
+    done = job.done
+    PartialState().wait_for_everyone()  # all have looked before one changes what they see
+    if done:
         return _keep(job) if main else None
     in_main_process(lambda: check(job))
     with PartialState().main_process_first():
@@ -182,7 +184,7 @@ def _open(job: Job, base: Path) -> None:
 
 
 class _Pupil:
-    """The base in float32, its tokenizer, and what of the records does not fit it.
+    """The base in float32, its tokenizer, its limit of tokens, and what of the records exceeds it.
 
     Raises:
         AVError: one of them does not load, or nothing fits.
@@ -197,13 +199,13 @@ class _Pupil:
         # A checkpoint leaves tied weights out: nothing is missing, as the Trainer would warn.
         self.model._keys_to_ignore_on_save = set(self.model.all_tied_weights_keys)
         limits = [job.arguments.max_length, context_length(self.model)]
-        limit = min((limit for limit in limits if limit is not None), default=None)
-        job.arguments.max_length = limit
-        self.cut = _report_cut(job, self.tokenizer, limit)
+        self.limit = min((limit for limit in limits if limit is not None), default=None)
+        self.cut = _report_cut(job, self.tokenizer, self.limit)
 
 
 def _align(job: Job, pupil: _Pupil) -> None:
     """Train the aligned model and leave it in the run folder."""
+    job.arguments.max_length = pupil.limit
     save, state = _fit(job, pupil)
     if not PartialState().is_main_process:
         # Where the weights are spread over processes, all of them take part in writing.
