@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,11 +119,18 @@ _verified: set[tuple] = set()
 
 def _state(*folders: Path) -> tuple:
     return tuple(
-        (entry.path, stat.st_size, stat.st_mtime_ns)
+        (file, stat.st_size, stat.st_mtime_ns)
         for folder in folders
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-        if entry.name.endswith((".safetensors", ".json"))
-        for stat in (entry.stat(),)
+        for file in _files(folder, os.stat(folder).st_mtime_ns)
+        for stat in (os.stat(file),)
+    )
+
+
+@lru_cache
+def _files(folder: Path, _changed: int) -> list[str]:
+    """What decides what a folder holds; listed again when a file comes or goes."""
+    return sorted(
+        entry.path for entry in os.scandir(folder) if entry.name.endswith((".safetensors", ".json"))
     )
 
 
