@@ -12,6 +12,7 @@ _EXPORTS = {
     "AlignmentVector": "vector",
     "AVError": "errors",
     "Domain": "domains",
+    "Knobs": "knobs",
     "Record": "records",
     "extract": "extraction",
     "load_domain": "domains",

@@ -5,12 +5,14 @@ Only safetensors are read; nothing is ever unpickled.
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import EllipsisType
 
 import torch
 import xxhash
@@ -132,13 +134,30 @@ class Checkpoint(Mapping[str, TensorInfo]):
         that the pages of the last one can go: memory stays at one block, not one file.
         """
         info = self[name]
-        if not info.shape or info.numel <= BLOCK:
+        pieces = list(_pieces(info.shape))
+        if len(pieces) == 1:
             yield self.read(name).reshape(-1)
             return
-        rows = max(1, BLOCK // (info.numel // info.shape[0]))
-        for start in range(0, info.shape[0], rows):
+        for rows in pieces:
             with _opened(info.file) as tensors:
-                yield tensors.get_slice(name)[start : start + rows].reshape(-1)
+                yield tensors.get_slice(name)[rows].reshape(-1)
+
+
+def blocks_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor in memory, flat and in the pieces of `Checkpoint.blocks`; on the tensor's device."""
+    for rows in _pieces(tuple(tensor.shape)):
+        yield tensor[rows].reshape(-1)
+
+
+def _pieces(shape: tuple[int, ...]) -> Iterator[slice | EllipsisType]:
+    """Which rows make up a block, one after another; all of a tensor that is no larger than one."""
+    numel = math.prod(shape)
+    if not shape or numel <= BLOCK:
+        yield ...
+        return
+    rows = max(1, BLOCK // (numel // shape[0]))
+    for start in range(0, shape[0], rows):
+        yield slice(start, start + rows)
 
 
 @contextlib.contextmanager

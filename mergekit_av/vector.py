@@ -93,6 +93,28 @@ class Metadata:
             raise AVError(f"{folder / METADATA}: a fingerprint is missing")
         return metadata
 
+    def calibrated(self, level: str) -> float:
+        """The λ that was measured to bring out a level (`av-sweep --write-card`).
+
+        Raises:
+            AVError: nothing was measured, there is no such level, or no usable λ brings it out.
+        """
+        if self.calibration is None:
+            raise AVError(
+                f"the vector {self.name!r} has no calibration: run `av-sweep --write-card`, or "
+                "give λ as a number"
+            )
+        levels = self.calibration["levels"]
+        if level not in levels:
+            raise AVError(f"{self.name!r} has no level {level!r}: there are {', '.join(levels)}")
+        value = levels[level]["lambda"]
+        if value is None:
+            raise AVError(
+                f"no λ in the usable range of {self.name!r} makes {level!r} dominant: give λ as a "
+                "number"
+            )
+        return float(value)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -256,6 +278,10 @@ class AlignmentVector(Combination):
     @cached_property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.folder)
+
+    def is_zero(self, name: str) -> bool:
+        """Whether the vector leaves this tensor of the base as it is, at any λ."""
+        return not any(torch.count_nonzero(block) for block in self.checkpoint.blocks(name))
 
     def check(self) -> None:
         """Read every value: raise AVError for a vector that is damaged or incomplete."""
