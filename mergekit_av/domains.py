@@ -8,11 +8,13 @@ A domain file is YAML:
       warm: friendly, personal, encouraging
       neutral: plain and factual
       cold: curt and distant
+    prompts:                   # optional: what asks a model for a level in words
+      cold: Answer curtly and keep your distance.
     records: tone.jsonl        # beside this file, or a Hub dataset id
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -31,6 +33,7 @@ class Domain:
         name: as in file names and tables.
         levels: level → a sentence about it; best first, at least two.
         description: what the dimension is about.
+        prompts: level → the instruction that asks for it, put before a query; may be empty.
         records: a file (absolute), or a Hub dataset id, or None where the user must bring them.
         split: where set, the split of every record that names none.
     """
@@ -38,6 +41,7 @@ class Domain:
     name: str
     levels: dict[str, str]
     description: str = ""
+    prompts: dict[str, str] = field(default_factory=dict)
     records: str | None = None
     split: str | None = None
 
@@ -83,10 +87,12 @@ def _checked(path: Path, content: object) -> Domain:
         raise AVError(f"{path}: `name` must be a name that a file can have, not {name!r}")
     if split not in (None, *SPLITS):
         raise AVError(f"{path}: `split` is {split!r}, not one of {', '.join(SPLITS)}")
+    levels = _levels(path, content.get("levels"))
     return Domain(
         name=name,
-        levels=_levels(path, content.get("levels")),
+        levels=levels,
         description=content.get("description") or "",
+        prompts=_prompts(path, content.get("prompts"), levels),
         records=_source(path, content.get("records")),
         split=split,
     )
@@ -107,6 +113,19 @@ def _levels(path: Path, levels: object) -> dict[str, str]:
     if len(dict(pairs)) < len(pairs):
         raise AVError(f"{path}: a level stands twice under `levels`")
     return {level: text or "" for level, text in pairs}
+
+
+def _prompts(path: Path, prompts: object, levels: dict[str, str]) -> dict[str, str]:
+    if prompts is None:
+        return {}
+    if not isinstance(prompts, dict):
+        raise AVError(f"{path}: `prompts` must map levels to instructions")
+    for level, text in prompts.items():
+        if level not in levels:
+            raise AVError(f"{path}: `prompts` has the level {level!r}; there are {', '.join(levels)}")
+        if not isinstance(text, str) or not text.strip():
+            raise AVError(f"{path}: the prompt of {level!r} must be text, not {text!r}")
+    return {level: prompts[level] for level in levels if level in prompts}
 
 
 def _source(path: Path, records: str | None) -> str | None:
