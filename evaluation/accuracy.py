@@ -67,6 +67,25 @@ def evaluate(
     Raises:
         AVError: the split is empty, or no record fits the model's context.
     """
+    fitting, too_long = choose(model, tokenizer, domain, records, split)
+    scores = mean_log_probs(
+        model, tokenizer, fitting, progress=f"Scoring {domain.name}" if progress else None
+    )
+    return summarise(domain, split, [record.id for record in fitting], scores, too_long)
+
+
+def choose(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    domain: Domain,
+    records: Sequence[Record],
+    split: str,
+) -> tuple[list[Record], list[str]]:
+    """The records of a split that fit the model's context, and the ids of those that do not.
+
+    Raises:
+        AVError: the split is empty, or no record fits.
+    """
     chosen = [record for record in records if record.split == split]
     if not chosen:
         raise AVError(f"{domain.name}: no record is in the {split} split")
@@ -76,17 +95,8 @@ def evaluate(
             f"{domain.name}: none of the {len(chosen)} records fits the context of "
             f"{context_length(model)} tokens"
         )
-    scores = mean_log_probs(
-        model, tokenizer, fitting, progress=f"Scoring {domain.name}" if progress else None
-    )
     kept = {record.id for record in fitting}
-    return summarise(
-        domain,
-        split,
-        [record.id for record in fitting],
-        scores,
-        too_long=[record.id for record in chosen if record.id not in kept],
-    )
+    return fitting, [record.id for record in chosen if record.id not in kept]
 
 
 def summarise(

@@ -1,17 +1,33 @@
 """What a model writes, as opposed to which of several given answers it prefers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
+from mergekit_av.chat import encode
 from mergekit_av.records import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 80
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's greedy answer.
+
+    Attributes:
+        text: without special tokens.
+        ended: whether the model ended it itself, before it was cut.
+    """
+
+    text: str
+    ended: bool
 
 
 @torch.inference_mode()
@@ -20,23 +36,37 @@ def greedy_answers(
     tokenizer: "PreTrainedTokenizerBase",
     records: Sequence[Record],
     max_new_tokens: int = MAX_NEW_TOKENS,
-) -> dict[str, str]:
-    """Record id → the model's greedy answer to the record's prompt, cut at `max_new_tokens`."""
+    progress: bool = True,
+) -> dict[str, Answer]:
+    """Record id → the model's greedy answer to the record's prompt, cut at `max_new_tokens`.
+
+    Several are written at a time, their prompts padded on the left.
+    """
     answers = {}
-    for record in tqdm(records, desc="Answering", unit="record"):
-        if isinstance(record.prompt, str):
-            inputs = tokenizer(record.prompt, return_tensors="pt")
-        else:
-            inputs = tokenizer.apply_chat_template(
-                list(record.prompt),
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
+    with tqdm(total=len(records), desc="Answering", unit="record", disable=not progress) as bar:
+        for start in range(0, len(records), BATCH):
+            batch = records[start : start + BATCH]
+            prompts = [encode(tokenizer, record.prompt, [""])[0] for record in batch]
+            longest = max(map(len, prompts))
+            pads = [longest - len(prompt) for prompt in prompts]
+            rows = [[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
+            mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
+            output = model.generate(
+                torch.tensor(rows, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
             )
-        prompt, mask = (inputs[key].to(model.device) for key in ("input_ids", "attention_mask"))
-        output = model.generate(
-            prompt, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens
-        )
-        new = output[0, prompt.shape[1] :]
-        answers[record.id] = tokenizer.decode(new, skip_special_tokens=True).strip()
+            ends = _end_tokens(model)
+            for record, ids in zip(batch, output[:, longest:].tolist(), strict=True):
+                length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+                text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+                answers[record.id] = Answer(text, ended=length < len(ids))
+            bar.update(len(batch))
     return answers
+
+
+def _end_tokens(model: "PreTrainedModel") -> set[int]:
+    ends = model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, list) else {ends}

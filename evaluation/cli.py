@@ -77,7 +77,8 @@ def av_eval(model, domains, data, split, dtype, device, answers, json_file):
         results.append(result)
         if answers:
             shown = [record for record in some if record.id in result.scores][:answers]
-            written[domain.name] = greedy_answers(network, tokenizer, shown)
+            answered = greedy_answers(network, tokenizer, shown)
+            written[domain.name] = {id: answer.text for id, answer in answered.items()}
     click.echo(f"{source} ({report['dtype']} on {report['device']}), {split} records")
     click.echo(table(results))
     for result in results:

@@ -1,11 +1,16 @@
-"""Preference accuracy and mean log-probability against λ, as a figure."""
+"""Preference accuracy and mean log-probability against λ, as figures."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
+
+if TYPE_CHECKING:
+    from .report import Sweep
 
 # The best level in blue, the worst in red; from Okabe and Ito's palette, readable for all.
 COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
@@ -24,27 +29,13 @@ def plot_levels(
     Raises:
         AVError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise AVError("plots need matplotlib: pip install 'mergekit-av[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     lambdas = sorted(points)
     figure, (shares, means) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axes, key in ((shares, "accuracy"), (means, "mean_log_prob")):
         for level, colour in zip(levels, COLOURS, strict=False):
             estimates = [points[value][key][level] for value in lambdas]
-            axes.plot(lambdas, [e["value"] for e in estimates], "o-", color=colour, label=level)
-            axes.fill_between(
-                lambdas,
-                [e["low"] for e in estimates],
-                [e["high"] for e in estimates],
-                color=colour,
-                alpha=0.12,
-                linewidth=0,
-            )
+            _line(axes, lambdas, estimates, level, colour)
         axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
         axes.set_xlabel("λ")
         axes.spines[["top", "right"]].set_visible(False)
@@ -55,6 +46,70 @@ def plot_levels(
     figure.suptitle(title, fontsize=11)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
+
+
+def plot_sweep(sweeps: Sequence["Sweep"], domains: Sequence[Domain], file: Path) -> None:
+    """A row per vector, a panel per domain: accuracies of the test records over λ, intervals
+    shaded; grey outside the usable range.
+
+    Args:
+        file: .png or .svg.
+
+    Raises:
+        AVError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    figure, grid = pyplot.subplots(
+        len(sweeps),
+        len(domains),
+        figsize=(1 + 3.6 * len(domains), 0.6 + 2.6 * len(sweeps)),
+        sharex="row",
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, sweep in zip(grid, sweeps, strict=True):
+        lambdas = [point.lambdas[sweep.vector] for point in sweep.points]
+        for axes, domain in zip(row, domains, strict=True):
+            results = [point.results[domain.name, "test"] for point in sweep.points]
+            for level, colour in zip(domain.levels, COLOURS, strict=False):
+                estimates = [asdict(result.accuracy[level]) for result in results]
+                _line(axes, lambdas, estimates, level, colour)
+            axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+            if sweep.usable_range is not None:
+                low, high = sweep.usable_range
+                for start, end in ((lambdas[0], low), (high, lambdas[-1])):
+                    axes.axvspan(start, end, color="0.93", zorder=-1)
+            own = "" if domain.name == sweep.domain else "out of domain"
+            axes.set_title(f"{domain.name} ({results[0].records}) {own}", fontsize=9)
+            axes.set_ylim(-0.02, 1.02)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlabel(f"λ of {sweep.vector}")
+        row[0].set_ylabel("preference accuracy")
+    for axes in grid[0]:
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError:
+        raise AVError("plots need matplotlib: pip install 'mergekit-av[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _line(axes, lambdas: Sequence[float], estimates: Sequence[Mapping], level: str, colour: str):
+    """One level's values over λ, its intervals shaded."""
+    axes.plot(
+        lambdas, [e["value"] for e in estimates], "o-", color=colour, label=level, markersize=3
+    )
+    low, high = ([e[end] for e in estimates] for end in ("low", "high"))
+    axes.fill_between(lambdas, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def read_domain(report: Path, domain: str) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def vector_card(metadata: "Metadata") -> str:
         "```",
         _facts(metadata),
     ]
+    if metadata.calibration:
+        parts.append("## Which λ does what\n\n" + _calibration(metadata.calibration))
     if metadata.training:
         parts.append("## Training\n\n" + _table(metadata.training))
     return "\n\n".join(parts) + "\n"
@@ -51,6 +53,26 @@ def _facts(metadata: "Metadata") -> str:
     if statistics["base_norm"]:
         facts["norm"] += f" ({statistics['norm'] / statistics['base_norm']:.2%} of the base's)"
     return "## What it is\n\n" + _table(facts)
+
+
+def _calibration(calibration: dict) -> str:
+    """The λ of each level, and the preference accuracy measured there."""
+    lines = ["| level | λ | validation | test (95 %) |", "| --- | --- | --- | --- |"]
+    for level, entry in calibration["levels"].items():
+        test = entry["test"]
+        reached = "" if entry["lambda"] is not None else " (not dominant)"
+        lines.append(
+            f"| {level}{reached} | {entry['nearest']:g} | {entry['validation']:.2f} | "
+            f"{test['value']:.2f} ({test['low']:.2f}–{test['high']:.2f}) |"
+        )
+    usable = calibration["usable_range"]
+    span = f"from {usable[0]:g} to {usable[1]:g}" if usable else "not measured"
+    measured = (
+        f"Preference accuracy on {calibration['records']['test']} test records of "
+        f"{calibration['domain']}; λ chosen on {calibration['records']['validation']} validation "
+        f"records. Usable range, in which the model still writes language: {span}."
+    )
+    return measured + "\n\n" + "\n".join(lines)
 
 
 def _table(rows: dict) -> str:

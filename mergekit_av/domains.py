@@ -122,7 +122,9 @@ def _prompts(path: Path, prompts: object, levels: dict[str, str]) -> dict[str, s
         raise AVError(f"{path}: `prompts` must map levels to instructions")
     for level, text in prompts.items():
         if level not in levels:
-            raise AVError(f"{path}: `prompts` has the level {level!r}; there are {', '.join(levels)}")
+            raise AVError(
+                f"{path}: `prompts` has the level {level!r}; there are {', '.join(levels)}"
+            )
         if not isinstance(text, str) or not text.strip():
             raise AVError(f"{path}: the prompt of {level!r} must be text, not {text!r}")
     return {level: prompts[level] for level in levels if level in prompts}

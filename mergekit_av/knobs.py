@@ -74,7 +74,7 @@ class Knobs:
             name: vector if isinstance(vector, AlignmentVector) else AlignmentVector.open(vector)
             for name, vector in given.items()
         }
-        self._rounding, self._seed = rounding, seed
+        self.rounding, self.seed = rounding, seed
         self._parameters = _matched(model, list(self.vectors.values()))
         for vector in self.vectors.values():
             vector.check()
@@ -178,7 +178,7 @@ class Knobs:
         terms = [
             (value, self._delta(vector, name)) for vector, value in lambdas.items() if value != 0
         ]
-        options = {"name": name, "rounding": self._rounding, "seed": self._seed}
+        options = {"name": name, "rounding": self.rounding, "seed": self.seed}
         if parameter.is_contiguous():
             add_vectors(base, terms, out=parameter, **options)
         else:

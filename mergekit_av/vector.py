@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import torch
 from .arithmetic import Rounding, add_vectors
 from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
+from .files import write_whole
 from .models import load_model, read_json, resolve
 
 if TYPE_CHECKING:
@@ -278,6 +279,18 @@ class AlignmentVector(Combination):
     @cached_property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.folder)
+
+    def write_calibration(self, calibration: dict[str, Any]) -> None:
+        """Store measured accuracies in the vector's folder: in its metadata and on its card.
+
+        Raises:
+            AVError: the folder cannot be written.
+        """
+        from .card import vector_card
+
+        self.metadata = replace(self.metadata, calibration=calibration)
+        write_whole(self.folder / METADATA, self.metadata.to_json())
+        write_whole(self.folder / "README.md", vector_card(self.metadata))
 
     def is_zero(self, name: str) -> bool:
         """Whether the vector leaves this tensor of the base as it is, at any λ."""

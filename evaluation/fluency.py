@@ -1,0 +1,103 @@
+"""Has the language broken down? A guard over what a model writes at some λ.
+
+Preference accuracy is teacher-forced: it does not see that a model which prefers the right answers
+may write loops and fragments itself. The guard compares greedy answers with those of the base.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from mergekit_av.logprobs import mean_log_probs
+from mergekit_av.records import Record
+
+from .answers import Answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# How much worse than the base's own answers is still language.
+LOG_PROB_MARGIN = 1.0
+REPETITION_MARGIN = 0.2
+UNENDED_MARGIN = 0.5
+N = 4
+
+
+@dataclass(frozen=True)
+class Fluency:
+    """What the guard sees of a set of answers; each a mean over the answers.
+
+    Attributes:
+        log_prob: mean log-probability of the answers under the base, nats per token. Fragments are
+            improbable.
+        repeated: share of an answer's 4-grams (of words) that stood in it before. Loops repeat.
+        unended: share of the answers that the model did not end before they were cut.
+    """
+
+    log_prob: float
+    repeated: float
+    unended: float
+
+    def holds(self, base: "Fluency") -> bool:
+        """Whether these answers are language, measured by the base's own.
+
+        They may be less probable by 1.0 nat per token, repeat .2 more of their 4-grams, and half
+        of them more may not end.
+        """
+        return (
+            self.log_prob >= base.log_prob - LOG_PROB_MARGIN
+            and self.repeated <= base.repeated + REPETITION_MARGIN
+            and self.unended <= base.unended + UNENDED_MARGIN
+        )
+
+
+def repeated_share(text: str, n: int = N) -> float:
+    """Share of a text's n-grams of words that stood in it before; 0 where it has none."""
+    words = text.lower().split()
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def fluency(
+    base: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    records: Sequence[Record],
+    answers: Mapping[str, Answer],
+) -> Fluency:
+    """Measure the answers to the records' prompts (record id → answer) with the base model."""
+    written = [
+        Record(record.id, record.prompt, {"answer": answers[record.id].text}, record.split)
+        for record in records
+    ]
+    return Fluency(
+        log_prob=mean_log_probs(base, tokenizer, written).mean().item(),
+        repeated=fmean(repeated_share(answer.text) for answer in answers.values()),
+        unended=fmean(not answer.ended for answer in answers.values()),
+    )
+
+
+def usable_range(
+    measured: Mapping[float, Fluency],
+) -> tuple[float, float] | None:
+    """The widest span of measured λ around 0 in which the guard holds at each of them.
+
+    Args:
+        measured: λ → what was measured there; 0 is the base itself.
+
+    Returns:
+        Lowest and highest λ, or None where 0 was not measured.
+    """
+    if 0 not in measured:
+        return None
+
+    def reach(lambdas: list[float]) -> float:
+        last = 0.0
+        for value in lambdas:
+            if not measured[value].holds(measured[0]):
+                break
+            last = value
+        return last
+
+    ordered = sorted(measured)
+    return reach([v for v in reversed(ordered) if v < 0]), reach([v for v in ordered if v > 0])

@@ -1,0 +1,96 @@
+"""Evaluations on disk: each kept when it is done, none made twice."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit_av.errors import AVError
+
+# What an evaluation's numbers mean; a change that alters them counts up.
+VERSION = 1
+
+
+class Store:
+    """A file of evaluations, one JSON object a line: `key` says of what, `value` what came out.
+
+    A line is on disk when `put` returns. What a killed process left of a line is cut off when the
+    file is opened next. One process at a time; close it, or use it in a `with`.
+
+    Raises:
+        AVError: another process has the file open, or a line is no evaluation.
+    """
+
+    def __init__(self, file: str | os.PathLike):
+        self.file = Path(file)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.file.open("a+b")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._stream.close()
+            raise AVError(
+                f"{self.file} is in use by another process: wait for it, or choose another folder"
+            ) from None
+        self._values = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        self._stream.seek(0)
+        content = self._stream.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._stream.truncate(whole)
+        values = {}
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                values[_digest(entry["key"])] = entry["value"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise AVError(
+                    f"{self.file}, line {number} is no evaluation: remove the line or the file"
+                ) from error
+        return values
+
+    def get(self, key: Mapping[str, Any]) -> Any | None:
+        """What was put under the key, or None."""
+        return self._values.get(_digest({**key, "version": VERSION}))
+
+    def put(self, key: Mapping[str, Any], value: Any) -> None:
+        """Keep a value (JSON) under a key.
+
+        Raises:
+            OSError: it could not be written, e.g. because the disk is full; the file holds what it
+                held before.
+        """
+        key = {**key, "version": VERSION}
+        text = json.dumps({"key": key, "value": value}, ensure_ascii=False, allow_nan=False)
+        end = self._stream.seek(0, os.SEEK_END)
+        try:
+            self._stream.write(text.encode() + b"\n")
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except BaseException:
+            # A later line must not be joined to half of this one.
+            os.ftruncate(self._stream.fileno(), end)
+            raise
+        # As it will be read again.
+        self._values[_digest(key)] = json.loads(text)["value"]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
