@@ -8,11 +8,11 @@ import torch
 from conftest import make_model, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mergekit_av.evaluation.accuracy import as_json, evaluate, summarise, table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
+from mergekit_av.evaluation.accuracy import as_json, evaluate, summarise, table
 from mergekit_av.logprobs import mean_log_probs
 from mergekit_av.records import Record
 

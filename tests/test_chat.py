@@ -7,7 +7,6 @@ import pytest
 from conftest import CHAT_TEMPLATE, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mergekit_av.training.pairs import preference_pairs
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -16,6 +15,7 @@ from mergekit_av.chat import PLAIN_NOTICE, encode, ensure_chat_template
 from mergekit_av.domains import load_domain
 from mergekit_av.errors import AVError
 from mergekit_av.records import Record, load_records
+from mergekit_av.training.pairs import preference_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
 

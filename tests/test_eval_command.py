@@ -13,11 +13,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import make_model, make_tokenizer
-from mergekit_av.evaluation.cli import av_eval
 from safetensors.torch import load_file, save_file
 
 from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import load_domain
+from mergekit_av.evaluation.cli import av_eval
 from mergekit_av.logprobs import mean_log_probs
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.records import load_records

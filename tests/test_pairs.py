@@ -6,11 +6,11 @@ from itertools import combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mergekit_av.training.pairs import preference_pairs
 from trl.data_utils import is_conversational
 
 from mergekit_av.domains import Domain
 from mergekit_av.records import Record, load_records
+from mergekit_av.training.pairs import preference_pairs
 
 QUESTION = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
 

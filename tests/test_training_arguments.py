@@ -6,12 +6,12 @@ import click
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from mergekit_av.training.arguments import training_arguments
-from mergekit_av.training.pairs import preference_pairs
 from training_runs import av_train, write_domain
 from trl import DPOConfig
 
 from mergekit_av.errors import AVError
+from mergekit_av.training.arguments import training_arguments
+from mergekit_av.training.pairs import preference_pairs
 
 # av-train itself silences these, which TRL causes.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")

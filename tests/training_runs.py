@@ -126,8 +126,9 @@ def in_two_processes(folder: Path, *options: object, **how: object) -> list[Ende
 
 def _run(folder, options, kill_at, times, largest_file, **environment) -> None:
     import torch
-    from mergekit_av.training.cli import av_train
     from tqdm import tqdm
+
+    from mergekit_av.training.cli import av_train
 
     os.chdir(folder)
     os.environ.update(environment)
