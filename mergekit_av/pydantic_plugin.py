@@ -13,10 +13,12 @@ class _RecipeEvents:
     """Called around the validation of a recipe."""
 
     @staticmethod
-    def on_enter(*args: Any, **kwargs: Any) -> None:
+    def on_enter(input: Any, **settings: Any) -> None:
         from mergekit_av.merge_method import register
+        from mergekit_av.recipe_keys import check_keys
 
         register()
+        check_keys(input)
 
     @staticmethod
     def on_success(result: Any) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from conftest import ARCHITECTURES, make_model, make_tokenizer, perturb
 from damage import DAMAGES, edit_tensors, flip_bit, split
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registry
+from mergekit.scripts.multimerge import main as mergekit_multi
 from merging import make_recipe, merge, refusal, run
 from safetensors.torch import load_file
 from test_files import run_python
@@ -349,6 +351,7 @@ def test_no_weights_are_written_for_another_architecture(vectors, out, tmp_path,
         ({"lambda": float("-inf")}, {}, "not -inf"),
         ({"lambda": "strong"}, {}, "not 'strong'"),
         ({"lambda": True}, {}, "not True"),
+        ({"lambda": None}, {}, "`parameters.lambda` is empty: give it a value"),
         ({"lamda": -1}, {}, "did you mean `lambda`?"),
         ({}, {}, "has no λ"),
         ({"lambda": 1, "weight": 1}, {}, "they mean the same, keep one"),
@@ -361,6 +364,33 @@ def test_a_bad_parameter_is_one_line(base, av, out, own, shared, message):
     recipe = make_recipe(base, {av: 1}, parameters=shared)
     recipe["models"][0]["parameters"] = own
     assert message in refusal(recipe, out)
+
+
+@pytest.mark.parametrize(
+    ("top", "beside_model", "message"),
+    [
+        ({"rounding": "nearest"}, {}, "the recipe: `rounding` belongs in the `parameters:` of the"),
+        ({}, {"weigth": 0.5}, "av: unknown key `weigth`; did you mean `parameters: {weight: …}`?"),
+    ],
+)
+def test_a_key_that_mergekit_would_drop_is_one_line(base, av, out, top, beside_model, message):
+    recipe = make_recipe(base, {av: 1}, **top)
+    recipe["models"][0] |= beside_model
+    assert message in refusal(recipe, out)
+
+
+def test_so_it_is_in_one_of_several_recipes(base, av, tmp_path):
+    first = make_recipe(base, {av: 1}, name="first")
+    second = make_recipe("first", {av: 1}, seed=3)
+    recipes = tmp_path / "recipes.yml"
+    recipes.write_text(yaml.safe_dump_all([first, second]))
+    result = CliRunner().invoke(
+        mergekit_multi,
+        [str(recipes), "--out-path", str(tmp_path / "out"), "-I", str(tmp_path / "i")],
+    )
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    error = "Error: the recipe: `seed` belongs in the `parameters:` of the whole recipe\n"
+    assert result.output == error
 
 
 def test_out_dtype_is_no_way_around_stochastic_rounding(base, vectors, out):

@@ -4,8 +4,10 @@ import math
 
 import hypothesis.strategies as st
 import pytest
+import yaml
 from hypothesis import given
 from mergekit.config import MergeConfiguration
+from pydantic import ValidationError
 
 from mergekit_av import AVError
 from mergekit_av.recipe import read_coefficient
@@ -84,6 +86,11 @@ GOOD = {
         "modules": {"default": {"models": recipe()["models"], "parameters": {"seed": 1}}},
     },
 }
+GOOD["a name, as mergekit-multi has it"] = recipe(name="calmer")
+GOOD["every way to name a model and a token"] = recipe(
+    base_model={"model": {"path": "./base", "revision": "main"}, "lora": None},
+    tokenizer={"source": "base", "tokens": {"<s>": {"source": {"kind": "zero"}, "force": True}}},
+)
 _own_base = slices(("./base", None), (LEGAL, {"lambda": 1}))
 del _own_base["base_model"]
 _own_base["slices"][0]["base_model"] = "./base"
@@ -158,6 +165,76 @@ BAD = {
         "would round to nearest",
     ),
 }
+# Keys that mergekit would drop in silence.
+BAD |= {
+    "rounding at the top": (
+        recipe(rounding="nearest"),
+        "^the recipe: `rounding` belongs in the `parameters:` of the whole recipe$",
+    ),
+    "seed beside a model": (
+        recipe(models=[{"model": LEGAL, "parameters": {"lambda": 1}, "seed": 3}]),
+        f"^{LEGAL}: `seed` belongs in the `parameters:` of the whole recipe$",
+    ),
+    "lambda at the top": (recipe(**{"lambda": 1}), "^the recipe: `lambda` belongs in its `par"),
+    "lambda beside a model": (
+        recipe(models=[{"model": LEGAL, "lambda": 1}]),
+        f"^{LEGAL}: `lambda` belongs in its `parameters:`$",
+    ),
+    "lambda misspelt beside a model": (
+        recipe(models=[{"model": LEGAL, "lamda": 1}]),
+        f"^{LEGAL}: unknown key `lamda`; did you mean `parameters: {{lambda: …}}`\\?$",
+    ),
+    "weight misspelt beside a model": (
+        recipe(models=[{"model": LEGAL, "weigth": 1}], parameters={"weight": 2}),
+        "unknown key `weigth`; did you mean `parameters: {weight: …}`",
+    ),
+    "parameters misspelt": (
+        recipe(models=[{"model": LEGAL, "paramters": {"lambda": 1}}], parameters={"lambda": 2}),
+        "unknown key `paramters`; did you mean `parameters`",
+    ),
+    "a stranger beside a model": (
+        recipe(models=[{"model": LEGAL, "parameters": {"lambda": 1}, 5: 6}]),
+        f"^{LEGAL}: unknown key `5`; known are model, parameters$",
+    ),
+    "dtype misspelt": (recipe(dtyp="bfloat16"), "unknown key `dtyp`; did you mean `dtype`"),
+    "filter misspelt": (
+        with_parameters({"lambda": [{"fliter": "mlp", "value": 1}, {"value": 0}]}),
+        rf"^{LEGAL}: unknown key `fliter` in `parameters.lambda\[0\]`; did you mean `filter`\?$",
+    ),
+    "filter misspelt, no list": (
+        with_parameters({"lambda": {"fliter": "mlp", "value": 1}}),
+        "unknown key `fliter` in `parameters.lambda`",
+    ),
+    "a key of a revision misspelt": (
+        recipe(base_model={"model": {"path": "./base", "revison": "main"}}),
+        "^the recipe: unknown key `revison` in `base_model.model`; did you mean `revision`",
+    ),
+    "a key of a token misspelt": (
+        recipe(tokenizer={"tokens": {"<s>": {"source": {"kind": "zero"}, "froce": True}}}),
+        "unknown key `froce` in `tokenizer.tokens.<s>`; did you mean `force`",
+    ),
+    "a slice with lambda": (
+        {**GOOD["slices"], "slices": [{**GOOD["slices"]["slices"][0], "lambda": 1}]},
+        r"^the recipe: `lambda` in `slices\[0\]` belongs in its `parameters:`$",
+    ),
+    "a source with rounding": (
+        slices(("./base", None), (LEGAL, {"lambda": 1})) | {"rouding": "nearest"},
+        "did you mean `parameters: {rounding: …}`",
+    ),
+    "a module with models misspelt": (
+        {**GOOD["modules"], "modules": {"default": {"model": [], **GOOD["modules"]["modules"]["default"]}}},
+        "unknown key `model` in `modules.default`; did you mean `models`",
+    ),
+    "λ left empty": (with_parameters({"lambda": None}), f"^{LEGAL}: `parameters.lambda` is empty: give"),
+    "a filter's value left empty": (
+        with_parameters({"lambda": [{"filter": "mlp", "value": None}, {"value": 0}]}),
+        r"`parameters.lambda\[0\].value` is empty",
+    ),
+    "a gradient with a gap": (with_parameters({"lambda": [1, None]}), r"lambda\[1\]` is empty"),
+    "rounding left empty": (
+        recipe(parameters={"rounding": None}), "^the recipe: `parameters.rounding` is empty"
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -169,6 +246,20 @@ def test_recipes_that_would_merge_something_not_meant_are_refused(what):
 
 
 def test_recipes_of_other_methods_are_left_alone():
-    other = {**recipe(), "merge_method": "task_arithmetic"}
-    other["models"][0]["parameters"] = {"weight": 1, "lamda": 3}
+    other = {**recipe(rounding="nearest"), "merge_method": "task_arithmetic"}
+    other["models"][0] = {"model": LEGAL, "parameters": {"weight": 1, "lamda": 3}, "weigth": 2}
     assert read(other).merge_method == "task_arithmetic"
+
+
+def test_whatever_is_no_mapping_is_left_to_pydantic():
+    known = read(recipe())
+    assert read(known) is known
+    for content in (None, [], "merge_method: alignment_vector", 3, [recipe(rounding="nearest")]):
+        with pytest.raises(ValidationError):
+            read(content)
+
+
+def test_what_mergekit_writes_of_a_recipe_is_read_again():
+    for content in GOOD.values():
+        config = read(content)
+        assert read(config.model_dump()) == read(yaml.safe_load(config.to_yaml())) == config
