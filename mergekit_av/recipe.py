@@ -58,6 +58,7 @@ def check_recipe(config: "MergeConfiguration") -> None:
             _check_names("the recipe", scope, (*PER_VECTOR, *PER_RECIPE))
         for vector in vectors:
             _check_vector(str(vector.model), [vector.parameters or {}, *scopes])
+            _check_layers(vector, models, base, [vector.parameters or {}, *scopes])
         _check_shared(scopes, config)
 
 
@@ -110,6 +111,21 @@ def _check_vector(name: str, scopes: list[Mapping]) -> None:
             raise AVError(f"{name}: `transfer` must be true or false")
 
 
+def _check_layers(vector: Any, sources: list, base: Any, scopes: list[Mapping]) -> None:
+    """In a slice, the difference of one layer must not be added to another layer in silence."""
+    if _setting(scopes, "transfer", False):
+        return
+    for source in sources:
+        # What stands under `models:` has all its layers, and no range.
+        own, wanted = (getattr(part, "layer_range", None) for part in (vector, source))
+        if source.model == base and own != wanted:
+            raise AVError(
+                f"{vector.model}: its layers {list(own)} would be added to the layers {list(wanted)} "
+                f"of {base}: give both the same `layer_range`, or, if it is meant, add "
+                "`transfer: true` to its parameters"
+            )
+
+
 def _covers_every_tensor(setting: Any) -> bool:
     """Check each value in a parameter setting; say whether it gives one to every tensor."""
     entries = setting if isinstance(setting, list) else [setting]
@@ -135,13 +151,10 @@ def _check_names(owner: str, parameters: Mapping, known: tuple[str, ...]) -> Non
 
 
 def _check_shared(scopes: list[Mapping], config: "MergeConfiguration") -> None:
-    def setting(name: str, default: Any) -> Any:
-        return next((scope[name] for scope in scopes if name in scope), default)
-
-    rounding = setting("rounding", "stochastic")
+    rounding = _setting(scopes, "rounding", "stochastic")
     if rounding not in ROUNDINGS:
         raise AVError(f"`rounding` must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
-    seed = setting("seed", 0)
+    seed = _setting(scopes, "seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise AVError(f"`seed` must be an integer, not {seed!r}")
     narrows = config.out_dtype not in (None, "float32", "float64", config.dtype)
@@ -151,3 +164,8 @@ def _check_shared(scopes: list[Mapping], config: "MergeConfiguration") -> None:
             f"`out_dtype: {config.out_dtype}` would round to nearest what `rounding: stochastic` "
             f"keeps: write `dtype: {config.out_dtype}` instead, or `parameters: {{rounding: nearest}}`"
         )
+
+
+def _setting(scopes: list[Mapping], name: str, default: Any) -> Any:
+    """What holds of a parameter: the innermost scope that has it."""
+    return next((scope[name] for scope in scopes if name in scope), default)

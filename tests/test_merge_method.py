@@ -212,6 +212,21 @@ def test_lambda_0_gives_the_base_bit_for_bit(tmp_path, out, rounding, dtype):
     assert_same(merge(recipe, out), load_file(base / SINGLE))
 
 
+def test_a_layer_is_added_to_another_only_where_the_transfer_is_meant(base, vectors, out):
+    av = vectors["legal"]
+    recipe = slices(base, av, 1.0, 1.0, parameters=NEAREST)
+    crossed = recipe["slices"][1]["sources"][1]
+    crossed["layer_range"] = [0, 1]
+    assert "its layers [0, 1] would be added to the layers [1, 2] of" in refusal(recipe, out)
+
+    crossed["parameters"]["transfer"] = True
+    name = "model.layers.{}.mlp.up_proj.weight"
+    moved = (
+        load_file(base / SINGLE)[name.format(1)].float() + load_file(av / SINGLE)[name.format(0)]
+    )
+    assert torch.equal(merge(recipe, out)[name.format(1)], moved.bfloat16())
+
+
 # mergekit's own definition of Phi requires lm_head.weight.
 @pytest.mark.parametrize(
     ("architecture", "tied"), sorted({*product(ARCHITECTURES, (True, False))} - {("phi", True)})

@@ -91,6 +91,12 @@ GOOD["every way to name a model and a token"] = recipe(
     base_model={"model": {"path": "./base", "revision": "main"}, "lora": None},
     tokenizer={"source": "base", "tokens": {"<s>": {"source": {"kind": "zero"}, "force": True}}},
 )
+_other_layers = slices(("./base", None), (LEGAL, {"lambda": 1}))
+_other_layers["slices"][0]["sources"][1]["layer_range"] = [1, 3]
+GOOD["other layers, where the transfer is meant"] = {
+    **_other_layers,
+    "parameters": {"transfer": True},
+}
 _own_base = slices(("./base", None), (LEGAL, {"lambda": 1}))
 del _own_base["base_model"]
 _own_base["slices"][0]["base_model"] = "./base"
@@ -165,6 +171,14 @@ BAD = {
         "would round to nearest",
     ),
 }
+BAD["a slice with other layers of the vector"] = (
+    _other_layers,
+    rf"^{LEGAL}: its layers \[1, 3\] would be added to the layers \[0, 2\] of ./base: give both",
+)
+BAD["a slice with other layers, the transfer denied"] = (
+    {**_other_layers, "parameters": {"transfer": False}},
+    "its layers .* if it is meant, add `transfer: true`",
+)
 # Keys that mergekit would drop in silence.
 BAD |= {
     "rounding at the top": (
