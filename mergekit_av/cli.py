@@ -1,13 +1,35 @@
 """`av-extract` and `av-check`, and what all commands share."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
 from .errors import AVError
+
+
+class _Command(click.Command):
+    """A command whose usage errors are one line as well, without click's lines of usage above."""
+
+    def make_context(self, *args, **kwargs):
+        with _usage_errors_in_one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context):
+        with _usage_errors_in_one_line():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _usage_errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        # click shows the usage of the context that an error has: this one has none.
+        raise click.UsageError(" ".join(error.format_message().split())) from error
 
 
 def command(function: Callable) -> click.Command:
@@ -28,7 +50,7 @@ def command(function: Callable) -> click.Command:
             sys.exit(130)
 
     name = function.__name__.replace("_", "-")
-    return click.command(name, context_settings={"show_default": True})(run)
+    return click.command(name, cls=_Command, context_settings={"show_default": True})(run)
 
 
 overwrite_option = click.option(

@@ -343,10 +343,21 @@ def test_a_folder_that_is_no_vector_is_not_overwritten(base, aligned, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["a", "b"], ["a", "b", "c", "--dtype", "int8"], ["a", "b", "c", "--nam", "x"]]
+    ("arguments", "says"),
+    [
+        ([], "Missing argument 'BASE'"),
+        (["a", "b"], "Missing argument 'OUT'"),
+        (["a", "b", "c", "d"], "unexpected extra argument (d)"),
+        (["a", "b", "c", "--dtype", "int8"], "Invalid value for '--dtype': 'int8'"),
+        (["a", "b", "c", "--nam", "x"], "--nam"),
+        (["a", "b", "c", "--name"], "'--name' requires an argument"),
+    ],
 )
-def test_usage_errors_exit_with_2(arguments):
-    assert run(av_extract, *arguments)[0] == 2
+def test_usage_errors_are_one_line_and_exit_with_2(arguments, says):
+    result = CliRunner().invoke(av_extract, arguments)
+    assert result.exit_code == 2 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ") and says in line
 
 
 def test_av_check_accepts_a_sound_vector(base, vectors):

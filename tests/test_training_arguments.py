@@ -174,6 +174,7 @@ def test_bad_input_is_one_line(wrong, folder, base):
     ended = av_train(folder, "--base", base, *options)
     assert ended.code == code, ended.err
     assert ended.error.startswith("Error: ") and says in ended.error
+    assert code == 1 or ended.err.count("\n") == 1  # no usage, no bars
     assert not list(folder.glob("avs/*")) and not ended.out
 
 
