@@ -35,7 +35,10 @@ def vector_card(metadata: "Metadata") -> str:
     if metadata.calibration:
         parts.append("## Which λ does what\n\n" + _calibration(metadata.calibration))
     if metadata.training:
-        parts.append("## Training\n\n" + _table(metadata.training))
+        training = dict(metadata.training)
+        if warning := training.pop("warning", None):
+            parts.insert(2, f"> **Warning**: {warning}.")
+        parts.append("## Training\n\n" + _table(training))
     return "\n\n".join(parts) + "\n"
 
 

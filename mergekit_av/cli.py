@@ -104,6 +104,7 @@ def summary(vector) -> str:
     relative = ""
     if statistics.get("base_norm"):
         relative = f" ({statistics['norm'] / statistics['base_norm']:.2%} of the base's)"
+    warning = (metadata.training or {}).get("warning")
     return "\n".join(
         [
             f"{vector.folder}: alignment vector {metadata.name!r} of {metadata.base.id}",
@@ -111,5 +112,6 @@ def summary(vector) -> str:
             f"difference {metadata.precision['difference']}",
             f"  norm {statistics['norm']:.4g}{relative}, "
             f"{statistics['unchanged']:.1%} of the weights unchanged",
+            *([f"  WARNING: {warning}"] if warning else []),
         ]
     )

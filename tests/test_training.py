@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
 from training_runs import av_train, contents, in_two_processes, training, write_domain
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 
 from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_probs
+from mergekit_av.cli import av_check
 from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.training.arguments import training_arguments
+from mergekit_av.training.dpo import Job, _warning
 
 # Learns the tiny domain in the 18 steps of three epochs.
 LEARNS = ["--learning_rate", "0.01", "--lr_scheduler_type", "constant", "--num_train_epochs", "3"]
@@ -166,9 +170,41 @@ def test_the_bases_context_is_a_limit_too(tmp_path, command):
     assert training(tmp_path / "avs/tone")["max_length"] == 42
 
 
-def test_loss_that_never_falls_is_told(tmp_path, command):
-    ended = av_train(tmp_path, *command, "--learning_rate", "3", "--lr_scheduler_type", "constant")
-    assert ended.code == 0 and "never fell below the untrained model's, 25" in ended.err
+@pytest.mark.parametrize(
+    ("options", "untrained"),
+    [
+        ([], "25"),
+        # Of other losses than IPO's, the untrained model's is known where it was measured.
+        (["--loss_type", "sigmoid", "--eval_on_start", "--load_best_model_at_end", "no"], "0.69"),
+    ],
+)
+def test_vector_whose_loss_says_that_the_base_is_no_worse_carries_a_warning(
+    tmp_path, command, options, untrained
+):
+    options = ["--learning_rate", "3", *options]
+    ended = av_train(tmp_path, *command, "--lr_scheduler_type", "constant", *options)
+    assert ended.code == 0, ended.err
+    warning = training(tmp_path / "avs/tone")["warning"]
+    assert f"is not below the untrained model's, {untrained}" in warning
+    assert f"  WARNING: {warning}" in ended.out.splitlines()[-2:]
+    checked = CliRunner().invoke(av_check, [str(tmp_path / "avs/tone")])
+    assert f"  WARNING: {warning}" in checked.output
+    card = (tmp_path / "avs/tone/README.md").read_text("utf-8")
+    assert card.count(warning) == 1 and card.index(warning) < card.index("```yaml")
+
+
+def test_vector_that_learnt_carries_none(trained):
+    assert training(trained[0] / "avs/tone")["warning"] is None
+    assert "Warning" not in (trained[0] / "avs/tone/README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("best", "warned"), [(True, False), (False, True)])
+def test_the_loss_that_counts_is_that_of_the_weights_that_are_kept(tmp_path, best, warned):
+    arguments = training_arguments([f"--load_best_model_at_end={best}"], output_dir=str(tmp_path))
+    job = Job("base", load_domain("legal"), [], tmp_path / "av", arguments)
+    losses = [{"step": 1, "eval_loss": 20.0}, {"step": 2, "eval_loss": 30.0}]
+    state = TrainerState(global_step=2, best_global_step=1, log_history=losses)
+    assert bool(_warning(job, state)) == warned
 
 
 def test_several_domains_make_several_vectors(tmp_path, command):

@@ -211,7 +211,6 @@ def _align(job: Job, pupil: _Pupil) -> None:
         # Where the weights are spread over processes, all of them take part in writing.
         save(job.run.aligned)
         return
-    _report_loss(job, state)
     job.run.finish(save, {**_history(job, state), **pupil.cut})
 
 
@@ -306,16 +305,22 @@ def _report_cut(job: Job, tokenizer: PreTrainedTokenizerBase, limit: int | None)
     return {"responses_cut": cut, "records_left_out": left_out}
 
 
-def _report_loss(job: Job, state: TrainerState) -> None:
-    """Warn where the validation loss says that the base itself was better."""
-    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    untrained = 1 / (2 * job.arguments.beta) ** 2
-    if job.arguments.loss_type == ["ipo"] and losses and min(losses) >= untrained:
-        log.warning(
-            "the validation loss never fell below the untrained model's, %.4g: "
-            "try another --learning_rate",
-            untrained,
-        )
+def _warning(job: Job, state: TrainerState) -> str | None:
+    """What must be known of a training whose validation loss says that the base is no worse."""
+    losses = {
+        entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry
+    }
+    best = state.best_global_step if job.arguments.load_best_model_at_end else None
+    loss = losses.get(best or state.global_step)
+    untrained = losses.get(0)
+    if job.arguments.loss_type == ["ipo"]:
+        untrained = 1 / (2 * job.arguments.beta) ** 2
+    if loss is None or untrained is None or loss < untrained:
+        return None
+    return (
+        f"its validation loss, {loss:.4g}, is not below the untrained model's, {untrained:.4g}: "
+        "train it again with another --learning_rate"
+    )
 
 
 def _history(job: Job, state: TrainerState) -> dict[str, Any]:
@@ -329,6 +334,7 @@ def _history(job: Job, state: TrainerState) -> dict[str, Any]:
         "processes": PartialState().num_processes,
         "steps": state.global_step,
         "best_step": state.best_global_step,
+        "warning": _warning(job, state),
         **{key: _plain(getattr(job.arguments, key)) for key in REPORTED},
         "losses": [
             {k: entry[k] for k in ("step", "loss", "eval_loss") if k in entry}
