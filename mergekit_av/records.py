@@ -15,6 +15,12 @@ from .models import first_line
 
 # Of the rows of a Hub dataset that has a test split but none for validation: one of the two others.
 TRAINING_PART = "train or validation"
+# How the splits of Hub datasets begin, in the words that `datasets` knows in file names.
+SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
 HUB_DATASET = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 # The paper's shares: 20 % for testing, and 3 % of the rest for validation while training.
 TEST_SHARE = 0.2
@@ -30,7 +36,8 @@ class Record:
     """One query with a response per level.
 
     Attributes:
-        id: unique in its file.
+        id: unique in its file or Hub dataset; an id that the dataset repeats in a later split has
+            that split's name before it, `test/17`.
         prompt: a conversation (list of role/content messages), which the chat template renders; or
             plain text, used as it is (TRL's standard format).
         responses: level → text, best level first.
@@ -66,14 +73,16 @@ def load_records(domain: Domain, source: str | os.PathLike | None = None) -> lis
     if source is None:
         raise AVError(f"the domain {domain.name} has no records: pass --data")
     drafts = []
-    seen: dict[str, str] = {}
-    for where, row, part in _rows(source):
+    seen: dict[str, tuple[str, str]] = {}
+    for where, row, part, section in _rows(source):
         draft = _Draft(row, domain, where, part or domain.split)
+        if draft.explicit_id and draft.id in seen and seen[draft.id][1] != section:
+            draft.section = section
         if draft.explicit_id and draft.id in seen:
-            raise AVError(f"{where}: the id {draft.id!r} stands already in {seen[draft.id]}")
+            raise AVError(f"{where}: the id {draft.id!r} stands already in {seen[draft.id][0]}")
         while draft.id in seen:
             draft.repeat += 1
-        seen[draft.id] = where
+        seen[draft.id] = (where, section)
         drafts.append(draft)
     if not drafts:
         raise AVError(f"{source} holds no records")
@@ -97,7 +106,7 @@ class _Draft:
     def __init__(self, row: Any, domain: Domain, where: str, part: str | None):
         if not isinstance(row, dict):
             raise AVError(f"{where}: a record must be an object, not {type(row).__name__}")
-        self.repeat = 0
+        self.repeat, self.section = 0, ""
         levels = list(domain.levels)
         if "responses" in row:
             self.prompt, texts = _read_record(row, levels, where)
@@ -127,7 +136,8 @@ class _Draft:
 
     @property
     def id(self) -> str:
-        return f"{self.key}#{self.repeat + 1}" if self.repeat else self.key
+        name = f"{self.section}/{self.key}" if self.section else self.key
+        return f"{name}#{self.repeat + 1}" if self.repeat else name
 
     def in_split(self, split: str) -> Record:
         return Record(self.id, self.prompt, self.responses, split)
@@ -224,11 +234,16 @@ def _read_safe_rlhf(row: dict, levels: list[str], where: str):
     return ({"role": "user", "content": _text(row, "prompt", where)},), texts
 
 
-def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None]]:
-    """(place, row, split of a row that names none) of each row of a file or a Hub dataset."""
+def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None, str]]:
+    """Each row of a file or a Hub dataset.
+
+    Returns:
+        Where it is; the row; the split of a row that names none; the section of the source in
+        which ids are unique: a split of a Hub dataset.
+    """
     path = Path(source)
     if path.is_file():
-        yield from ((where, row, None) for where, row in _file_rows(path))
+        yield from ((where, row, None, "") for where, row in _file_rows(path))
     elif path.suffix in (".jsonl", ".json", ".parquet") or not HUB_DATASET.fullmatch(str(source)):
         raise AVError(f"there is no record file {path}; a Hub dataset id is owner/name")
     else:
@@ -272,7 +287,7 @@ def _parse(text: str, path: Path, line: int = 1) -> Any:
         raise AVError(f"{path} line {line}: not JSON ({first_line(error)})") from error
 
 
-def _hub_rows(name: str) -> Iterator[tuple[str, Any, str | None]]:
+def _hub_rows(name: str) -> Iterator[tuple[str, Any, str | None, str]]:
     """Rows of a Hub dataset; its test and validation splits are kept."""
     from datasets import load_dataset
 
@@ -284,10 +299,16 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any, str | None]]:
             f"{name} is no record file here, and the Hub has not given it as a dataset: "
             f"{first_line(error)}"
         ) from error
+    parts = {split: _part(split) for split in splits}
     training = None
-    if "test" in splits:
-        training = "train" if "validation" in splits else TRAINING_PART
+    if "test" in parts.values():
+        training = "train" if "validation" in parts.values() else TRAINING_PART
     for split, rows in splits.items():
-        part = split if split in ("test", "validation") else training
+        part = parts[split] if parts[split] in ("test", "validation") else training
         for number, row in enumerate(rows, 1):
-            yield f"{name} {split} row {number}", row, part
+            yield f"{name} {split} row {number}", row, part, split
+
+
+def _part(split: str) -> str | None:
+    """Which of our splits a Hub dataset's is: `train_prefs` is for training."""
+    return SPLIT_WORDS.get(re.split("[^a-z]", split.lower())[0])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -435,6 +436,9 @@ def hub_copy(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         for split, rows in splits.items():
             write(folder, rows).rename(folder / f"{split}.jsonl")
+        files = [{"split": split, "path": f"{split}.jsonl"} for split in splits]
+        card = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]})
+        (folder / "README.md").write_text(f"---\n{card}---\n", "utf-8")
         return "owner/data"
 
     monkeypatch.chdir(tmp_path)
@@ -464,6 +468,44 @@ def test_the_test_split_of_a_hub_dataset_is_kept_and_validation_comes_from_its_t
 def test_three_splits_of_a_hub_dataset_are_kept(hub_copy):
     name = hub_copy(train=pairs("train", 40), validation=pairs("val", 9), test=pairs("test", 9))
     assert shares(name) == {("train", "train"): 40, ("val", "validation"): 9, ("test", "test"): 9}
+
+
+@pytest.mark.parametrize(
+    "words", ["train validation test", "Training dev eval", "train val testing"]
+)
+def test_splits_of_a_hub_dataset_are_known_by_their_first_word(hub_copy, words):
+    train, validation, test = words.split()
+    name = hub_copy(
+        **{f"{train}_prefs": pairs("a", 30), f"{train}_2": pairs("b", 5)},
+        **{f"{validation}_prefs": pairs("c", 9), f"{test}.prefs": pairs("d", 9)},
+    )
+    expected = {("a", "train"): 30, ("b", "train"): 5, ("c", "validation"): 9, ("d", "test"): 9}
+    assert shares(name) == expected
+
+
+def test_without_a_split_for_validation_it_comes_from_every_part_for_training(hub_copy):
+    found = shares(
+        hub_copy(train_prefs=pairs("a", 60), test_prefs=pairs("b", 9), more=pairs("c", 9))
+    )
+    assert found["b", "test"] == 9 and found["a", "validation"] >= 12
+    assert not found["a", "test"] and not found["c", "test"]
+
+
+def test_an_id_may_be_repeated_in_another_split_of_a_hub_dataset_only(hub_copy):
+    splits = {"train": "ab", "validation": "bc", "test": "ab"}
+    rows = {s: [preference(f"{s} {i}", id=i) for i in ids] for s, ids in splits.items()}
+    records = load_records(TONE, hub_copy(**rows))
+    ids = ["a", "b", "validation/b", "c", "test/a", "test/b"]
+    assert [record.id for record in records] == ids
+    # The split is read from the dataset, not drawn by the id.
+    assert [record.prompt.split()[0] for record in records] == [record.split for record in records]
+
+
+def test_an_id_repeated_within_a_split_of_a_hub_dataset_is_refused(hub_copy):
+    rows = [preference(str(i), id=id) for i, id in enumerate(["a", "b", "a"])]
+    name = hub_copy(train=[preference("x", id="a")], test=rows)
+    message = "owner/data test row 3: the id 'test/a' stands already in owner/data test row 1"
+    assert refused(TONE, name) == message
 
 
 def test_a_hub_dataset_with_one_split_is_divided_like_a_file(hub_copy, tmp_path):
