@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .checkpoint import (
 )
 from .errors import AVError
 from .files import whole_folder
-from .models import first_line, read_json, refuse_vector, resolve
+from .models import buffer_names, first_line, read_json, refuse_vector, resolve
 from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
 
 VECTOR_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -80,10 +81,9 @@ def extract(
 
     def difference(tensor: str) -> Iterator[torch.Tensor]:
         digest, squares = Digest(), 0.0
-        pairs = zip(
-            base_checkpoint.blocks(tensor), aligned_checkpoint.blocks(partners[tensor]), strict=True
-        )
-        for old, new in pairs:
+        partner = partners[tensor]
+        other = aligned_checkpoint if partner in aligned_checkpoint else base_checkpoint
+        for old, new in zip(base_checkpoint.blocks(tensor), other.blocks(partner), strict=True):
             digest.update(old)
             old = old.to(torch.float32)
             squares += torch.linalg.vector_norm(old).item() ** 2
@@ -222,16 +222,20 @@ def _statistics(summaries: dict[str, _Summary], base_norms: Mapping[str, float])
 def _partners(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
     """For each floating-point tensor of the base, the aligned model's tensor to compare it with.
 
-    The same name, or, where one of the two files leaves a tied weight out, what it is tied to.
+    The same name, or, where one of the two files leaves a tied weight out, what it is tied to. A
+    buffer that the aligned model leaves out stays as it is: its own name, though not there.
     """
-    ties = None
+    architecture = cache(lambda: _architecture(aligned.folder))
     partners = {}
     for name, info in base.items():
         if not info.dtype.is_floating_point:
             continue
         partner = name
         if name not in aligned:
-            ties = ties if ties is not None else _tied_names(aligned.folder)
+            ties, buffers = architecture()
+            if name.rpartition(".")[2] in buffers:
+                partners[name] = name
+                continue
             partner = next((other for other in ties.get(name, ()) if other in aligned), None)
             if partner is None:
                 raise AVError(f"{aligned.folder} has no tensor {name}: it is not of this base")
@@ -244,7 +248,9 @@ def _partners(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
     for name in sorted(set(aligned) - set(base)):
         if not aligned[name].dtype.is_floating_point:
             continue
-        ties = ties if ties is not None else _tied_names(aligned.folder)
+        ties, buffers = architecture()
+        if name.rpartition(".")[2] in buffers:
+            continue
         twin = next((other for other in ties.get(name, ()) if other in aligned), None)
         if twin is None or not torch.equal(aligned.read(name), aligned.read(twin)):
             raise AVError(
@@ -253,8 +259,8 @@ def _partners(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
     return partners
 
 
-def _tied_names(folder: Path) -> dict[str, list[str]]:
-    """Which parameters an architecture shares: name → the names that are the same tensor."""
+def _architecture(folder: Path) -> tuple[dict[str, list[str]], set[str]]:
+    """Which parameters an architecture shares (name → the same tensor's names), and its buffers."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     read_json(folder / "config.json")
@@ -270,7 +276,7 @@ def _tied_names(folder: Path) -> dict[str, list[str]]:
     for left, right in (model.all_tied_weights_keys or {}).items():
         ties.setdefault(left, []).append(right)
         ties.setdefault(right, []).append(left)
-    return ties
+    return ties, buffer_names(model)
 
 
 def _same_buffer(name: str, info, base: Checkpoint, aligned: Checkpoint) -> str:

@@ -73,10 +73,15 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
     folder = resolve(source)
     refuse_vector(folder)
     read_json(folder / "config.json")
-    infos = Checkpoint(folder).values()  # says in one line what is wrong with the files
+    infos = Checkpoint(folder).items()  # says in one line what is wrong with the files
     device = device or _default_device()
     if dtype == "auto":  # transformers' own "auto" would believe config.json
-        floating = [info.dtype for info in infos if info.dtype.is_floating_point]
+        # Old checkpoints hold `inv_freq`, which is no weight, in float32 whatever the weights are in.
+        floating = [
+            info.dtype
+            for name, info in infos
+            if info.dtype.is_floating_point and not name.endswith("inv_freq")
+        ]
         dtype = str(functools.reduce(torch.promote_types, floating)).removeprefix("torch.")
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -112,6 +117,18 @@ def load_tokenizer(source: str | os.PathLike):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def buffer_names(model) -> set[str]:
+    """The last parts of the names that only buffers of a model have, e.g. `inv_freq`.
+
+    Old checkpoints hold such tensors, under paths that the model no longer has; nothing reads them.
+    """
+    buffers, parameters = (
+        {name.rpartition(".")[2] for name, _ in tensors}
+        for tensors in (model.named_buffers(), model.named_parameters())
+    )
+    return buffers - parameters
 
 
 def refuse_vector(folder: Path) -> None:

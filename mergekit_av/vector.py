@@ -15,7 +15,7 @@ from .arithmetic import Rounding, add_vectors
 from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .files import write_whole
-from .models import load_model, read_json, resolve
+from .models import buffer_names, load_model, read_json, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -207,9 +207,11 @@ class Combination:
         else:
             model = copy.deepcopy(base)
         parameters = dict(model.named_parameters())
+        buffers = buffer_names(model)
         # Names of tied weights are not among the parameters, nor need they be in the vector.
         for _, vector in self.terms:
-            unknown = sorted(set(vector.checkpoint) ^ set(parameters))
+            own = {n for n in vector.checkpoint if n.rpartition(".")[2] not in buffers}
+            unknown = sorted(own ^ set(parameters))
             unknown = [n for n in unknown if n not in (model.all_tied_weights_keys or {})]
             if unknown:
                 raise AVError(

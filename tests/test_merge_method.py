@@ -240,6 +240,35 @@ def test_any_architecture(tmp_path, out, architecture, tied):
     assert_same(merge(nearest(base, {av: 1}), out), tensors)
 
 
+@pytest.mark.parametrize("aligned_by", ["then", "now"])
+def test_a_base_of_old_times_that_holds_float_buffers(base, tmp_path, out, aligned_by):
+    old = shutil.copytree(base, tmp_path / "old")
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    buffers = {name.format(layer): torch.arange(1.0, 5) for layer in range(2)}
+    edit_tensors(old, lambda tensors: tensors.update(buffers))
+    if aligned_by == "then":
+        aligned = perturb(old, tmp_path / "aligned")
+    else:  # transformers writes them no more
+        aligned = perturb(base, tmp_path / "aligned")
+    av = extract(old, aligned, tmp_path / "av")
+    assert buffers.keys() < av.checkpoint.keys()
+
+    wanted = {n: value for n, value in expected(old, {av.folder: 1}).items() if n not in buffers}
+    # mergekit leaves out what its definition of the architecture does not know.
+    assert_same(merge(nearest(old, {av.folder: 1}), out), wanted)
+    for model in (old, load_model(old, dtype="auto", device="cpu")):
+        applied = av.apply_to(model, rounding="nearest")
+        assert_same(dict(applied.named_parameters()), wanted)
+
+
+def test_an_aligned_model_may_hold_float_buffers_that_its_base_lacks(base, aligned, tmp_path):
+    old = shutil.copytree(aligned, tmp_path / "aligned")
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_tensors(old, lambda tensors: tensors.update({name: torch.arange(1.0, 5)}))
+    new, plain = extract(base, old, tmp_path / "new"), extract(base, aligned, tmp_path / "plain")
+    assert new.metadata.fingerprint == plain.metadata.fingerprint
+
+
 def test_shards_of_base_and_vector(base, av, out, tmp_path, vectors):
     sharded = shutil.copytree(base, tmp_path / "base")
     split(sharded)
