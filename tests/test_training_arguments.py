@@ -1,5 +1,8 @@
 """What av-train takes: TRL's settings under TRL's names, and every bad input in one line."""
 
+import os
+import subprocess
+import sys
 from dataclasses import fields
 
 import click
@@ -217,3 +220,29 @@ def test_base_without_chat_template_works_and_the_format_is_stated(folder):
     assert ended.code == 0 and "plain: no chat template" in ended.err
     # Whoever loads the aligned model writes prompts as it was trained on.
     assert "Assistant:" in (folder / "runs/tone/aligned/chat_template.jinja").read_text("utf-8")
+
+
+TELEMETRY = """
+from contextlib import suppress
+from mergekit_av.errors import AVError
+from mergekit_av.training.cli import av_train
+with suppress(AVError):
+    av_train.main(["--domain", "none"], standalone_mode=False)
+from huggingface_hub import constants
+print(constants.HF_HUB_DISABLE_TELEMETRY)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "off"), [({}, "True"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "False")]
+)
+def test_nothing_is_reported_to_the_hub_unless_the_user_wants_it(given, off):
+    signs = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    environment = {name: value for name, value in os.environ.items() if name not in signs}
+    done = subprocess.run(
+        [sys.executable, "-c", TELEMETRY],
+        env={**environment, **given},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == off, done.stderr

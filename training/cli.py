@@ -62,6 +62,8 @@ def av_train(
     """
     # A bar that is full within a second is no news.
     os.environ.setdefault("TQDM_DELAY", "1")
+    # TRL would report each training to the Hub; who wants that sets it to 0.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
     from mergekit_av.domains import load_domain
     from mergekit_av.records import load_records
