@@ -1,10 +1,14 @@
 """Mean log-probabilities: those of a slow, obvious computation, on every architecture."""
 
+import copy
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from mergekit_av import logprobs
 from mergekit_av.domains import load_domain
 from mergekit_av.errors import AVError
 from mergekit_av.logprobs import context_length, mean_log_probs, within_context
@@ -107,6 +111,58 @@ def test_a_response_scores_the_same_beside_any_others(tmp_path, tokenizer):
     )
 
 
+@pytest.mark.parametrize("capacity", [1, 600, 10**6])
+def test_scores_are_in_the_order_of_the_records_however_many_share_a_row(
+    tmp_path, tokenizer, records, capacity, monkeypatch
+):
+    model = opinionated(tmp_path)
+    many = [*records, *load_records(load_domain("legal"))[:4], SHORT]
+    monkeypatch.setattr(logprobs, "CPU_CAPACITY", capacity)
+    torch.testing.assert_close(
+        mean_log_probs(model, tokenizer, many),
+        expected(model, tokenizer, many),
+        rtol=0,
+        atol=1e-4,
+        check_dtype=False,
+    )
+
+
+def test_the_vocabulary_is_taken_in_blocks_smaller_than_a_response(
+    tmp_path, tokenizer, records, monkeypatch
+):
+    model = opinionated(tmp_path)
+    whole = mean_log_probs(model, tokenizer, records)
+    monkeypatch.setattr(logprobs, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(logprobs, "BLOCK_VOCABULARY", 64)
+    torch.testing.assert_close(mean_log_probs(model, tokenizer, records), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_logits_of_all_tokens_are_never_in_memory(bias, monkeypatch):
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return result
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 5000, bias=bias)
+    states, targets = torch.randn(300, 8), torch.randint(5000, (300,))
+    monkeypatch.setattr(logprobs, "BLOCK_TOKENS", 100)
+    monkeypatch.setattr(logprobs, "BLOCK_VOCABULARY", 200)
+    with torch.no_grad(), Watch():
+        found = logprobs._log_probs(states, targets, head)
+    wanted = torch.log_softmax(head(states), dim=1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found, wanted)
+    # A block of logits, or the weight itself, which is there anyway: 300 × 5000 would be 1.5 M.
+    assert largest <= max(100 * 200, 5000 * 8)
+
+
 def test_an_architecture_that_gives_all_logits_scores_the_same(tmp_path, tokenizer, records):
     class AllLogits(LlamaForCausalLM):
         def forward(self, logits_to_keep=0, **inputs):
@@ -158,6 +214,18 @@ def test_a_response_with_nothing_before_it_is_one_line(tmp_path, tokenizer):
         mean_log_probs(opinionated(tmp_path), tokenizer, [record])
 
 
+def test_a_response_without_tokens_is_one_line(tmp_path, tokenizer):
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    record = Record("x", "Hello", {"a": " you", "b": ""}, "test")
+    with pytest.raises(AVError, match=r"^record x: a response without tokens has no log-prob"):
+        mean_log_probs(opinionated(tmp_path), endless, [record])
+
+
+def test_no_records_are_no_scores(tmp_path, tokenizer):
+    assert mean_log_probs(opinionated(tmp_path), tokenizer, []).shape == (0, 0)
+
+
 def test_the_model_is_left_as_it_was(tmp_path, tokenizer):
     model = opinionated(tmp_path)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -165,6 +233,7 @@ def test_the_model_is_left_as_it_was(tmp_path, tokenizer):
     assert torch.equal(first, mean_log_probs(model, tokenizer, [SHORT]))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training and all(p.requires_grad for p in model.parameters())
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_progress_bar_is_on_stderr_and_only_where_it_was_asked_for(tmp_path, tokenizer, capsys):
@@ -174,4 +243,4 @@ def test_the_progress_bar_is_on_stderr_and_only_where_it_was_asked_for(tmp_path,
     assert capsys.readouterr() == ("", "")
     mean_log_probs(model, tokenizer, [SHORT], progress="Scoring tone")
     out, err = capsys.readouterr()
-    assert out == "" and "Scoring tone: 100%" in err
+    assert out == "" and "Scoring tone: 100%" in err and "1/1" in err
