@@ -25,9 +25,10 @@ test: .venv/installed ## Check the code's form and run the tests
 test-slow: .venv/installed ## Run the tests that take minutes, mergekit's own suite among them
 	$(BIN)/pytest -m slow
 
-bench: .venv/installed ## Measure speed and memory against mergekit and plain copying
+bench: .venv/installed ## Measure speed and memory against mergekit, plain copying and scoring
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/imports.py
 
 clean: ## Remove the environment and everything the demo made
