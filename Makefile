@@ -29,6 +29,7 @@ bench: .venv/installed ## Measure speed and memory against mergekit, plain copyi
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/imports.py
 
 clean: ## Remove the environment and everything the demo made
