@@ -52,8 +52,10 @@ def add_vectors(
         where every λ is 0, and a new one where not.
 
     Raises:
-        AVError: the sum has a value that is NaN, or too large for the base's dtype.
+        AVError: the sum has a value that is NaN, or too large for the base's dtype; there is no
+            such rounding.
     """
+    check_rounding(rounding)
     terms = [(float(coefficient), delta) for coefficient, delta in terms if coefficient != 0]
     if not terms:
         return base if out is None else out.copy_(base)
@@ -89,6 +91,12 @@ def add_vectors(
             "vectors with av-check"
         )
     return out
+
+
+def check_rounding(rounding: str) -> None:
+    """Raise AVError for a word that is no way of rounding."""
+    if rounding not in ROUNDINGS:
+        raise AVError(f"`rounding` must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
 
 
 def all_finite(values: torch.Tensor) -> bool:

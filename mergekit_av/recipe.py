@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .arithmetic import ROUNDINGS
+from .arithmetic import check_rounding
 from .errors import AVError
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def _check_names(owner: str, parameters: Mapping, known: tuple[str, ...]) -> Non
 
 def _check_shared(scopes: list[Mapping], config: "MergeConfiguration") -> None:
     rounding = _setting(scopes, "rounding", "stochastic")
-    if rounding not in ROUNDINGS:
-        raise AVError(f"`rounding` must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
+    check_rounding(rounding)
     seed = _setting(scopes, "seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise AVError(f"`seed` must be an integer, not {seed!r}")
