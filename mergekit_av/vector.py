@@ -15,7 +15,7 @@ from .arithmetic import Rounding, add_vectors
 from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .files import write_whole
-from .models import buffer_names, load_model, read_json, resolve
+from .models import load_model, read_json, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,14 +105,21 @@ class Metadata:
                 f"the vector {self.name!r} has no calibration: run `av-sweep --write-card`, or "
                 "give λ as a number"
             )
-        levels = self.calibration["levels"]
+        try:
+            levels = {name: found["lambda"] for name, found in self.calibration["levels"].items()}
+        except (KeyError, TypeError, AttributeError):
+            levels = {level: math.nan}
         if level not in levels:
             raise AVError(f"{self.name!r} has no level {level!r}: there are {', '.join(levels)}")
-        value = levels[level]["lambda"]
+        value = levels[level]
         if value is None:
             raise AVError(
                 f"no λ in the usable range of {self.name!r} makes {level!r} dominant: give λ as a "
                 "number"
+            )
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise AVError(
+                f"the calibration of {self.name!r} is damaged: run `av-sweep --write-card` again"
             )
         return float(value)
 
@@ -206,22 +213,11 @@ class Combination:
             model = load_model(folder, dtype="auto", device="cpu")
         else:
             model = copy.deepcopy(base)
-        parameters = dict(model.named_parameters())
-        buffers = buffer_names(model)
-        # Names of tied weights are not among the parameters, nor need they be in the vector.
         for _, vector in self.terms:
-            own = {n for n in vector.checkpoint if n.rpartition(".")[2] not in buffers}
-            unknown = sorted(own ^ set(parameters))
-            unknown = [n for n in unknown if n not in (model.all_tied_weights_keys or {})]
-            if unknown:
-                raise AVError(
-                    f"{vector.folder} does not fit the model: {unknown[0]} is not in both"
-                )
+            vector.check_model(model)
         with torch.no_grad():
-            for name, parameter in parameters.items():
+            for name, parameter in model.named_parameters():
                 terms = [(c, v.checkpoint.read(name).to(parameter.device)) for c, v in self.terms]
-                if any(delta.shape != parameter.shape for _, delta in terms):
-                    raise AVError(f"{name} has another shape in the vector than in the model")
                 parameter.copy_(
                     add_vectors(parameter.data, terms, name=name, rounding=rounding, seed=seed)
                 )
@@ -330,6 +326,35 @@ class AlignmentVector(Combination):
                     f"{self.folder} does not fit {where}: {name} is {own.get(name) or 'missing'} in "
                     f"the vector and {shapes.get(name) or 'missing'} in the base"
                 )
+
+    def check_model(self, model: "PreTrainedModel") -> None:
+        """Raise AVError unless the model's parameters have the same names and shapes.
+
+        Beyond them a vector may hold tied weights by their other names, and buffers it leaves as
+        they are.
+        """
+        parameters = dict(model.named_parameters())
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        tied = {n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
+        for name in sorted(parameters.keys() | set(self.checkpoint)):
+            shape = self.checkpoint[name].shape if name in self.checkpoint else "missing"
+            if name in parameters:
+                wanted = tuple(parameters[name].shape)
+            elif self._repeats(name, tied.get(name)) or self.is_zero(name):
+                continue
+            else:
+                wanted = "missing"
+            if shape != wanted:
+                raise AVError(
+                    f"{self.folder} does not fit the model: {name} is {shape} in the vector and "
+                    f"{wanted} in the model"
+                )
+
+    def _repeats(self, name: str, other: str | None) -> bool:
+        """Whether a tensor is also there by another name, with the same values."""
+        return other in self.checkpoint and torch.equal(
+            self.checkpoint.read(name), self.checkpoint.read(other)
+        )
 
     def __repr__(self) -> str:
         return f"AlignmentVector({self.metadata.name!r}, base={self.metadata.base.id!r})"
