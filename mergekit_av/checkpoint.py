@@ -127,6 +127,15 @@ class Checkpoint(Mapping[str, TensorInfo]):
         with _opened(self[name].file) as tensors:
             return tensors.get_tensor(name)
 
+    def mapped(self) -> dict[str, torch.Tensor]:
+        """Every tensor, on the CPU, as a view of its file: values are read when they are used."""
+        tensors = {}
+        for file in self.files:
+            names = [name for name, info in self.items() if info.file == file]
+            with _opened(file) as opened:
+                tensors |= {name: opened.get_tensor(name) for name in names}
+        return tensors
+
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """The tensor's values in order, flat, in pieces of whole rows of about `BLOCK` elements.
 

@@ -4,14 +4,15 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
-from .arithmetic import Rounding, add_vectors
+from .arithmetic import Rounding, add_vectors, check_rounding
 from .checkpoint import Checkpoint, Digest, blocks_of, combined_fingerprint, fingerprint
 from .errors import AVError
+from .models import resolve
 from .vector import AlignmentVector
 
 if TYPE_CHECKING:
@@ -31,15 +32,22 @@ class Knobs:
     Every setting is computed from a copy of the base, so nothing drifts and λ = 0 is the base bit
     for bit. A setting gives the bytes that `mergekit-yaml` writes on the same device for a recipe
     with the same vectors in the same order, λ, `rounding` and `seed`, and the model's dtype as
-    `dtype`. The model stays a plain transformers model: nothing is wrapped or hooked.
+    `dtype`. Weights that no changed λ moves are not touched. The model stays a plain transformers
+    model: nothing is wrapped or hooked.
 
-    Memory: a copy of the base, beside the model. With `resident` each vector takes as much again,
-    on the device of the weights it goes to. Without, vectors stay on disk and are read again, a
-    tensor at a time, whenever a λ changes: no memory to speak of, and a setting takes longer.
+    Memory: a copy of the base, beside the model. With `resident` each vector takes what its file
+    takes (in a model of a narrower dtype, as much as the model), on the device of the weights it
+    goes to. Without, vectors stay mapped files on disk: no memory but what the system lends to
+    cache them, and a setting takes longer where they are not cached or the model is on an
+    accelerator. Mapped files may be deleted or replaced, but must not be changed in place.
 
     `set`, `at` and `reset` of several threads wait for one another (`at` until its block ends). A
     generation that runs in another thread meanwhile is the caller's to keep apart: it would see
     weights change under it.
+
+    Nobody else may change the model's weights while it has knobs. Training, `load_state_dict`,
+    `.to()` and other knobs are noticed at the next setting, which then fails; writing to a weight's
+    `.data` is not noticed (some optimizers do), and is overwritten.
 
     Args:
         model: a causal LM on one or several devices, in float32, bfloat16 or float16. It must hold
@@ -51,8 +59,8 @@ class Knobs:
         named: name → vector, as keywords.
 
     Raises:
-        AVError: a vector is damaged or of another base; the model is quantised, has weights that
-            are not in memory, or is of another architecture.
+        AVError: a vector is damaged or of another base; the model is quantised, carries adapters,
+            has weights that are not in memory, or is of another architecture.
     """
 
     def __init__(
@@ -70,28 +78,33 @@ class Knobs:
         given = {**(vectors or {}), **named}
         if not given:
             raise AVError('Knobs needs a vector: Knobs(model, medical="avs/medical")')
+        check_rounding(rounding)
+        self.rounding, self.seed = rounding, seed
+        self._model, self._parameters = model, _plain_parameters(model)
         self.vectors = {
             name: vector if isinstance(vector, AlignmentVector) else AlignmentVector.open(vector)
             for name, vector in given.items()
         }
-        self.rounding, self.seed = rounding, seed
-        self._parameters = _matched(model, list(self.vectors.values()))
         for vector in self.vectors.values():
+            vector.check_model(model)
             vector.check()
             vector.check_finite()
         if not transfer:
-            _check_base(model, self._parameters, list(self.vectors.values()))
-        self._model = model
+            _check_base(model, self._parameters, self.vectors.values())
         self._lock = threading.RLock()
         self._lambdas = dict.fromkeys(self.vectors, 0.0)
-        self._base = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._resident = (
-            {name: self._read(vector) for name, vector in self.vectors.items()} if resident else {}
-        )
+        self._base = {
+            name: parameter.detach().clone(memory_format=torch.contiguous_format)
+            for name, parameter in self._parameters.items()
+        }
+        files = [file for vector in self.vectors.values() for file in vector.checkpoint.files]
+        self._mapped = {} if resident else {file: _identity(file) for file in files}
+        self._deltas = {n: self._open(vector, resident) for n, vector in self.vectors.items()}
+        self._seen = {name: _trace(parameter) for name, parameter in self._parameters.items()}
 
     @property
     def lambdas(self) -> dict[str, float]:
-        """Name → the present λ."""
+        """Name → the present λ; NaN after a setting that could not be undone (see `set`)."""
         return dict(self._lambdas)
 
     def set(
@@ -100,11 +113,12 @@ class Knobs:
         """Set some knobs; the others stay where they are.
 
         A value is λ, or the name of a level, which stands for its calibrated λ. When it fails or
-        is interrupted, the model is left as it was before.
+        is interrupted, the model is left as it was before. Should the way back be interrupted as
+        well, every λ is NaN until `reset`, which needs neither memory nor files, gives the base.
 
         Raises:
-            AVError: an unknown name, a λ that is not finite, a level without calibration, or
-                weights that would become infinite.
+            AVError: an unknown name, a λ that is not finite, a level without calibration, weights
+                that would become infinite, or that somebody else has changed.
         """
         changes = {
             name: self._coefficient(name, value)
@@ -117,14 +131,19 @@ class Knobs:
     def at(
         self, lambdas: Mapping[str, float | str] | None = None, /, **named: float | str
     ) -> Iterator["PreTrainedModel"]:
-        """`set` for the duration of a block, which gets the model; afterwards as before."""
+        """`set` for the duration of a block, which gets the model; afterwards all as before."""
         with self._lock:
             before = self.lambdas
-            self.set(lambdas, **named)
             try:
+                self.set(lambdas, **named)
                 yield self._model
             finally:
-                self._move_to(before)
+                try:
+                    self._move_to(before)
+                except KeyboardInterrupt:
+                    # Meant for the program, not for the way back.
+                    self._move_to(before)
+                    raise
 
     def reset(self) -> None:
         """Every λ to 0: the base, bit for bit."""
@@ -135,9 +154,8 @@ class Knobs:
         """Give the model back as it came, and free the copies; the knobs are of no use any more."""
         with self._lock:
             self.reset()
-            model = self._model
-            self._parameters, self._base, self._resident = {}, {}, {}
-            self._model = None
+            model, self._model = self._model, None
+            self._parameters, self._base, self._deltas, self._seen = {}, {}, {}, {}
         return model
 
     def __repr__(self) -> str:
@@ -148,113 +166,169 @@ class Knobs:
             raise AVError(f"no knob {name!r}: there are {', '.join(self.vectors)}")
         if isinstance(value, str):
             return self.vectors[name].metadata.calibrated(value)
-        if isinstance(value, bool) or not math.isfinite(value):
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
             raise AVError(f"{name}: λ must be a finite number or a level's name, not {value!r}")
-        return float(value)
+        return number
+
+    def _open(self, vector: AlignmentVector, resident: bool) -> dict[str, torch.Tensor]:
+        """The vector's tensors that move a weight, in memory or as mapped files."""
+        deltas = {}
+        for name, delta in vector.checkpoint.mapped().items():
+            base = self._base.get(name)
+            if base is not None and _moves(delta, base):
+                deltas[name] = _as_merged(delta, base, copy=True) if resident else delta
+        return deltas
 
     def _move_to(self, target: dict[str, float]) -> None:
-        if self._model is None:
-            raise AVError("these knobs were detached from their model: make new ones")
-        if target == self._lambdas:
-            return
-        before, touched = self._lambdas, []
-        # Should even the way back be interrupted, no setting counts as reached.
-        self._lambdas = dict.fromkeys(self.vectors, math.nan)
+        self._check_present(target)
+        before, seen, written = self._lambdas, dict(self._seen), []
+        changed = [name for name, value in target.items() if value != before[name]]
         try:
             for name in self._parameters:
-                touched.append(name)
-                self._write(name, target)
+                if any(name in self._deltas[vector] for vector in changed):
+                    terms = self._terms(name, target)
+                    written.append(name)
+                    self._write(name, terms)
+            self._lambdas = target
         except BaseException:
-            for name in touched:
-                self._write(name, before)
-            self._lambdas = before
+            # Until the way back is done, no setting counts as reached.
+            self._lambdas = dict.fromkeys(self.vectors, math.nan)
+            if not _is_unknown(before):
+                self._undo(written, seen, before)
+                self._lambdas = before
             raise
-        self._lambdas = target
 
-    @torch.no_grad()
-    def _write(self, name: str, lambdas: dict[str, float]) -> None:
-        """Compute one parameter at a setting, in place."""
-        base, parameter = self._base[name], self._parameters[name].data
-        terms = [
-            (value, self._delta(vector, name)) for vector, value in lambdas.items() if value != 0
+    def _undo(self, written: list[str], seen: dict[str, tuple], before: dict[str, float]) -> None:
+        for name in written:
+            parameter = self._parameters[name]
+            # Short of memory, what was not yet written to is better left alone.
+            if parameter.is_inference() or _trace(parameter) != seen[name]:
+                self._write(name, self._terms(name, before))
+
+    def _check_present(self, target: dict[str, float]) -> None:
+        """Raise AVError where a setting cannot start out from what is there."""
+        if self._model is None:
+            raise AVError("these knobs were detached from their model: make new ones")
+        if _is_unknown(target):
+            raise AVError("an interrupted setting could not be undone: call reset()")
+        present = {id(parameter) for parameter in self._model.parameters()}
+        lost = any(map(math.isnan, self._lambdas.values()))
+        for name, parameter in self._parameters.items():
+            if id(parameter) not in present or (_trace(parameter) != self._seen[name] and not lost):
+                raise AVError(
+                    f"{name} was trained, loaded, moved, replaced or otherwise changed since these "
+                    "knobs last set it: load the base again and make new knobs"
+                )
+        for file, identity in self._mapped.items():
+            now = _identity(file)
+            # A file that is deleted or replaced stays readable for as long as it is mapped.
+            if any(target.values()) and now and now[0] == identity[0] and now != identity:
+                raise AVError(f"{file} was changed since these knobs were made: make new ones")
+
+    def _terms(self, name: str, lambdas: Mapping[str, float]) -> list[tuple[float, torch.Tensor]]:
+        return [
+            (value, _as_merged(self._deltas[vector][name], self._base[name]))
+            for vector, value in lambdas.items()
+            if value != 0 and name in self._deltas[vector]
         ]
+
+    @torch.inference_mode()  # the only mode that may write to a model loaded in it
+    def _write(self, name: str, terms: list[tuple[float, torch.Tensor]]) -> None:
+        """Compute one parameter in place."""
+        base, parameter = self._base[name], self._parameters[name]
         options = {"name": name, "rounding": self.rounding, "seed": self.seed}
         if parameter.is_contiguous():
             add_vectors(base, terms, out=parameter, **options)
         else:
             parameter.copy_(add_vectors(base, terms, **options))
-
-    def _delta(self, vector: str, name: str) -> torch.Tensor:
-        if self._resident:
-            return self._resident[vector][name]
-        return self._fitted(self.vectors[vector], name)
-
-    def _read(self, vector: AlignmentVector) -> dict[str, torch.Tensor]:
-        return {name: self._fitted(vector, name) for name in self._parameters}
-
-    def _fitted(self, vector: AlignmentVector, name: str) -> torch.Tensor:
-        # In the model's dtype, as mergekit casts whatever it loads to the recipe's.
-        return vector.checkpoint.read(name).to(self._base[name])
+        self._seen[name] = _trace(parameter)
 
 
-def _matched(
-    model: "PreTrainedModel", vectors: list[AlignmentVector]
-) -> dict[str, torch.nn.Parameter]:
+def _is_unknown(lambdas: Mapping[str, float]) -> bool:
+    return any(map(math.isnan, lambdas.values()))
+
+
+def _as_merged(delta: torch.Tensor, base: torch.Tensor, copy: bool = False) -> torch.Tensor:
+    """On the base's device and, where that is narrower, in its dtype: as mergekit casts its inputs.
+
+    A wider dtype would change no value, and takes more memory.
+    """
+    fits = torch.promote_types(delta.dtype, base.dtype) == base.dtype
+    return delta.to(base.device, delta.dtype if fits else base.dtype, copy=copy)
+
+
+def _moves(delta: torch.Tensor, base: torch.Tensor) -> bool:
+    """Whether base + λ·delta has other bits than the base; adding 0 to −0 gives 0."""
+    return bool(delta.any()) or bool((base.signbit() & (base == 0)).any())
+
+
+def _trace(parameter: torch.Tensor) -> tuple[int, int]:
+    """Another one whenever a parameter is written to or gets other memory, as far as torch counts."""
+    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
+
+
+def _identity(file: os.PathLike) -> tuple[int, ...] | None:
+    try:
+        stat = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _plain_parameters(model: "PreTrainedModel") -> dict[str, torch.nn.Parameter]:
     """The model's parameters by their names in a checkpoint, tied ones once.
 
     Raises:
-        AVError: a parameter is not a floating-point tensor in memory, or the vectors have other
-            names or shapes.
+        AVError: something is no plain floating-point tensor in memory.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise AVError(f"Knobs needs a model in memory, not {model!r}: load it with transformers")
     if getattr(model, "is_quantized", False):
         raise AVError("the model is quantised: load it in float32, bfloat16 or float16")
+    if getattr(model, "peft_config", None):
+        raise AVError("the model carries PEFT adapters: make knobs of the model without them")
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if parameter.is_meta:
             raise AVError(f"{name} is not in memory: load the model without offloading")
-        if parameter.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise AVError(
-                f"{name} is {parameter.dtype}: load the model in float32, bfloat16 or float16"
-            )
-    # A checkpoint may hold tied weights by all their names, and buffers.
-    known = set(model.state_dict())
-    for vector in vectors:
-        unknown = {
-            name for name in vector.checkpoint if name not in known and not vector.is_zero(name)
-        }
-        if names := sorted(unknown | (set(parameters) - set(vector.checkpoint))):
-            raise AVError(
-                f"{vector.folder} is of another architecture than the model: {names[0]} is not in "
-                "both"
-            )
-        for name, parameter in parameters.items():
-            if (shape := vector.checkpoint[name].shape) != tuple(parameter.shape):
-                raise AVError(
-                    f"{vector.folder} does not fit the model: {name} is {shape} in the vector and "
-                    f"{tuple(parameter.shape)} in the model"
-                )
+        dtype = parameter.dtype
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise AVError(f"{name} is {dtype}: load the model in float32, bfloat16 or float16")
+        if type(parameter.data) is not torch.Tensor:
+            kind = type(parameter.data).__name__
+            raise AVError(f"{name} is a {kind}: load the model neither quantised nor sharded")
     return parameters
 
 
 def _check_base(
     model: "PreTrainedModel",
     parameters: Mapping[str, torch.Tensor],
-    vectors: list[AlignmentVector],
+    vectors: Iterable[AlignmentVector],
 ) -> None:
     """Raise AVError unless the model holds the vectors' own base.
 
-    Its values tell; those of a model in a narrower dtype than the base's are compared with the
+    Its values tell. Those of a model in a narrower dtype than the base's are compared with the
     checkpoint that it says it was loaded from.
     """
-    found = _fingerprint(model, vectors[0])
-    others = [vector for vector in vectors if vector.metadata.base.fingerprint != found]
-    folder = getattr(model, "name_or_path", "")
-    if others and os.path.isdir(folder):
-        checkpoint = Checkpoint(folder)
-        if _is_cast_of(parameters, checkpoint):
-            found = fingerprint(checkpoint)
-    for vector in others:
-        if (base := vector.metadata.base).fingerprint != found:
+    state = model.state_dict()
+    digests: dict[str, str] = {}
+    source = None
+    for vector in vectors:
+        names = [name for name in vector.checkpoint if name in state]
+        digests |= {name: _digest(state[name]) for name in names if name not in digests}
+        found = combined_fingerprint(
+            {name: tuple(state[name].shape) for name in names},
+            {name: digests[name] for name in names},
+        )
+        base = vector.metadata.base
+        if found != base.fingerprint:
+            source = source or _fingerprint_of_source(model, parameters)
+            found = source or found
+        if found != base.fingerprint:
             raise AVError(
                 f"{vector.folder} is a vector of {base.id} ({base.fingerprint[:8]}), and these are "
                 f"not its weights ({found[:8]}): load that model; if the transfer is meant, pass "
@@ -262,23 +336,28 @@ def _check_base(
             )
 
 
-def _fingerprint(model: "PreTrainedModel", vector: AlignmentVector) -> str:
-    """As `checkpoint.fingerprint`, of what the model has of the vector's tensors."""
-    state = {n: t for n, t in model.state_dict().items() if n in vector.checkpoint}
-    digests = {}
-    for name, tensor in state.items():
-        digest = Digest()
-        for block in blocks_of(tensor):
-            digest.update(block.cpu())
-        digests[name] = digest.hexdigest()
-    return combined_fingerprint({n: tuple(t.shape) for n, t in state.items()}, digests)
+def _digest(tensor: torch.Tensor) -> str:
+    digest = Digest()
+    for block in blocks_of(tensor):
+        digest.update(block.cpu())
+    return digest.hexdigest()
 
 
-def _is_cast_of(parameters: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> bool:
-    """Whether the parameters are the checkpoint's tensors, cast to their own dtype."""
-    return all(
+def _fingerprint_of_source(
+    model: "PreTrainedModel", parameters: Mapping[str, torch.Tensor]
+) -> str | None:
+    """That of the checkpoint a model was loaded from, where it holds it, cast to its own dtypes."""
+    if not model.name_or_path:
+        return None
+    try:
+        folder = resolve(model.name_or_path, getattr(model.config, "_commit_hash", None))
+        checkpoint = Checkpoint(folder)
+    except AVError:
+        return None
+    same = all(
         name in checkpoint
         and checkpoint[name].shape == tuple(parameter.shape)
         and torch.equal(checkpoint.read(name).to(parameter.dtype), parameter.detach().cpu())
         for name, parameter in parameters.items()
     )
+    return fingerprint(checkpoint) if same else None
