@@ -30,6 +30,7 @@ bench: .venv/installed ## Measure speed and memory against mergekit, plain copyi
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/knobs.py
 	$(BIN)/python benchmarks/imports.py
 
 clean: ## Remove the environment and everything the demo made
