@@ -21,21 +21,29 @@ class Store:
     file is opened next. One process at a time; close it, or use it in a `with`.
 
     Raises:
-        AVError: another process has the file open, or a line is no evaluation.
+        AVError: another process has the file open, a line is no evaluation, or the file cannot be
+            made.
     """
 
     def __init__(self, file: str | os.PathLike):
         self.file = Path(file)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self.file.open("a+b")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: a buffer would try to write what failed once more when it is closed.
+            self._stream = self.file.open("a+b", buffering=0)
+        except OSError as error:
+            raise AVError(f"cannot write {self.file}: {error.strerror}") from error
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._values = self._read()
+        except BlockingIOError:
             self._stream.close()
             raise AVError(
                 f"{self.file} is in use by another process: wait for it, or choose another folder"
             ) from None
-        self._values = self._read()
+        except BaseException:
+            self._stream.close()
+            raise
 
     def _read(self) -> dict[str, Any]:
         self._stream.seek(0)
@@ -62,19 +70,22 @@ class Store:
         """Keep a value (JSON) under a key.
 
         Raises:
-            OSError: it could not be written, e.g. because the disk is full; the file holds what it
+            AVError: it could not be written, e.g. because the disk is full; the file holds what it
                 held before.
         """
         key = {**key, "version": VERSION}
         text = json.dumps({"key": key, "value": value}, ensure_ascii=False, allow_nan=False)
         end = self._stream.seek(0, os.SEEK_END)
         try:
-            self._stream.write(text.encode() + b"\n")
-            self._stream.flush()
+            rest = memoryview(text.encode() + b"\n")
+            while rest:
+                rest = rest[self._stream.write(rest) :]
             os.fsync(self._stream.fileno())
-        except BaseException:
+        except BaseException as error:
             # A later line must not be joined to half of this one.
-            os.ftruncate(self._stream.fileno(), end)
+            self._stream.truncate(end)
+            if isinstance(error, OSError):
+                raise AVError(f"could not write {self.file}: {error.strerror}") from error
             raise
         # As it will be read again.
         self._values[_digest(key)] = json.loads(text)["value"]
