@@ -1,5 +1,7 @@
 """Preference accuracy and mean log-probability against λ, as figures."""
 
+import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
+from mergekit_av.files import write_whole
 
 if TYPE_CHECKING:
     from .report import Sweep
 
 # The best level in blue, the worst in red; from Okabe and Ito's palette, readable for all.
 COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
+OUTSIDE = "0.88"
 
 
 def plot_levels(
@@ -29,11 +33,11 @@ def plot_levels(
     Raises:
         AVError: matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     lambdas = sorted(points)
     figure, (shares, means) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axes, key in ((shares, "accuracy"), (means, "mean_log_prob")):
-        for level, colour in zip(levels, COLOURS, strict=False):
+        for level, colour in _coloured(levels):
             estimates = [points[value][key][level] for value in lambdas]
             _line(axes, lambdas, estimates, level, colour)
         axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
@@ -44,8 +48,7 @@ def plot_levels(
     means.set_ylabel("mean log-probability (nats per token)")
     shares.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+    _save(figure, file)
 
 
 def plot_sweep(sweeps: Sequence["Sweep"], domains: Sequence[Domain], file: Path) -> None:
@@ -56,43 +59,61 @@ def plot_sweep(sweeps: Sequence["Sweep"], domains: Sequence[Domain], file: Path)
         file: .png or .svg.
 
     Raises:
-        AVError: matplotlib is not installed.
+        AVError: matplotlib is not installed, or the file cannot be written.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, grid = pyplot.subplots(
         len(sweeps),
         len(domains),
-        figsize=(1 + 3.6 * len(domains), 0.6 + 2.6 * len(sweeps)),
+        figsize=(max(5.6, 0.6 + 3.4 * len(domains)), 1.2 + 2.6 * len(sweeps)),
         sharex="row",
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     for row, sweep in zip(grid, sweeps, strict=True):
-        lambdas = [point.lambdas[sweep.vector] for point in sweep.points]
         for axes, domain in zip(row, domains, strict=True):
-            results = [point.results[domain.name, "test"] for point in sweep.points]
-            for level, colour in zip(domain.levels, COLOURS, strict=False):
-                estimates = [asdict(result.accuracy[level]) for result in results]
-                _line(axes, lambdas, estimates, level, colour)
-            axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-            if sweep.usable_range is not None:
-                low, high = sweep.usable_range
-                for start, end in ((lambdas[0], low), (high, lambdas[-1])):
-                    axes.axvspan(start, end, color="0.93", zorder=-1)
-            own = "" if domain.name == sweep.domain else "out of domain"
-            axes.set_title(f"{domain.name} ({results[0].records}) {own}", fontsize=9)
-            axes.set_ylim(-0.02, 1.02)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_xlabel(f"λ of {sweep.vector}")
+            _panel(axes, sweep, domain)
         row[0].set_ylabel("preference accuracy")
-    for axes in grid[0]:
-        axes.legend(frameon=False, fontsize=8)
-    figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
-    pyplot.close(figure)
+    for axes in grid[-1]:
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, frameon=False, fontsize=8
+        )
+    notes = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[0], alpha=0.12)]
+    texts = ["95 % interval"]
+    if any(sweep.usable_range for sweep in sweeps):
+        notes.append(pyplot.Rectangle((0, 0), 1, 1, color=OUTSIDE))
+        texts.append("outside the usable range: what it writes is no longer language")
+    figure.legend(notes, texts, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    _save(figure, file)
 
 
-def _pyplot():
+def _panel(axes, sweep: "Sweep", domain: Domain) -> None:
+    """One vector's λ and what it does in one domain."""
+    lambdas = [point.lambdas[sweep.vector] for point in sweep.points]
+    results = [point.results[domain.name, "test"] for point in sweep.points]
+    for level, colour in _coloured(list(domain.levels)):
+        estimates = [asdict(result.accuracy[level]) for result in results]
+        _line(axes, lambdas, estimates, level, colour)
+    axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    if sweep.usable_range is not None:
+        low, high = sweep.usable_range
+        for start, end in ((lambdas[0], low), (high, lambdas[-1])):
+            if start < end:
+                axes.axvspan(start, end, color=OUTSIDE, linewidth=0, zorder=-1)
+    own = "" if domain.name == sweep.domain else ", out of domain"
+    axes.set_title(f"{domain.name}{own} ({results[0].records} records)", fontsize=9)
+    axes.set_xlabel(f"λ of {sweep.vector}")
+    axes.set_ylim(-0.02, 1.02)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def load_pyplot():
+    """matplotlib, drawing into files.
+
+    Raises:
+        AVError: it is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -101,6 +122,23 @@ def _pyplot():
     from matplotlib import pyplot
 
     return pyplot
+
+
+def _save(figure, file: Path) -> None:
+    """The same figure gives the same bytes."""
+    pyplot = load_pyplot()
+    image, suffix = io.BytesIO(), file.suffix.removeprefix(".")
+    with pyplot.rc_context({"svg.hashsalt": "mergekit-av"}):
+        metadata = {"Date": None} if suffix == "svg" else None
+        figure.savefig(image, format=suffix, dpi=150, metadata=metadata)
+    pyplot.close(figure)
+    write_whole(file, image.getvalue())
+
+
+def _coloured(levels: Sequence[str]) -> list[tuple[str, str]]:
+    """Levels with their colours; of two, the second is the worst."""
+    colours = COLOURS[::2] if len(levels) == 2 else itertools.cycle(COLOURS)
+    return list(zip(levels, colours, strict=False))
 
 
 def _line(axes, lambdas: Sequence[float], estimates: Sequence[Mapping], level: str, colour: str):

@@ -67,16 +67,19 @@ def whole_folder(path: Path, overwrite: bool = False, marker: str = "") -> Itera
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step: readers see the old content or the new one, never a part."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file in one step: readers see the old content or the new one, never a part.
+
+    Text is written in UTF-8.
+    """
     path = Path(path).absolute()
     temporary = _temporary(path)
     with _as_av_error(path):
         _remove_abandoned(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
