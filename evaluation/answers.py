@@ -40,8 +40,10 @@ def greedy_answers(
 ) -> dict[str, Answer]:
     """Record id → the model's greedy answer to the record's prompt, cut at `max_new_tokens`.
 
-    Several are written at a time, their prompts padded on the left.
+    Several are written at a time, their prompts padded on the left. An answer ends with one of the
+    model's own end tokens or the tokenizer's, which ends a turn in training and scoring.
     """
+    ends = _end_tokens(model, tokenizer)
     answers = {}
     with tqdm(total=len(records), desc="Answering", unit="record", disable=not progress) as bar:
         for start in range(0, len(records), BATCH):
@@ -56,9 +58,9 @@ def greedy_answers(
                 attention_mask=torch.tensor(mask, device=model.device),
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
+                eos_token_id=ends or None,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            ends = _end_tokens(model)
             for record, ids in zip(batch, output[:, longest:].tolist(), strict=True):
                 length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
                 text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
@@ -67,6 +69,8 @@ def greedy_answers(
     return answers
 
 
-def _end_tokens(model: "PreTrainedModel") -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends}
+def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """None, one or several: models differ."""
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return sorted(ends - {None})

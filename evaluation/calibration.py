@@ -54,7 +54,7 @@ def calibrate(
     points: Sequence[Point], vector: str, domain: str, usable: tuple[float, float] | None
 ) -> Calibration:
     """For each level, the λ of the highest accuracy on validation records; where several have it,
-    the one of the largest margin.
+    the one of the largest margin, then the one nearest to 0.
 
     Args:
         points: of one vector, each with the domain's validation and test splits.
@@ -64,9 +64,9 @@ def calibrate(
     levels = list(points[0].results[domain, "test"].accuracy)
 
     def best(level: str, lambdas: Sequence[float]) -> Best:
-        def rank(value: float) -> tuple[float, float]:
+        def rank(value: float) -> tuple[float, float, float]:
             result = by_lambda[value].results[domain, "validation"]
-            return result.accuracy[level].value, margin(result, level)
+            return result.accuracy[level].value, margin(result, level), -abs(value)
 
         value = max(lambdas, key=rank)
         test = by_lambda[value].results[domain, "test"]

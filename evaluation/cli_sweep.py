@@ -1,9 +1,15 @@
 """`av-sweep`: what does λ do?"""
 
+import contextlib
 import importlib.metadata
+import os
 import platform
+import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +17,14 @@ from mergekit_av.arithmetic import ROUNDINGS
 from mergekit_av.cli import command
 from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
+
+if TYPE_CHECKING:
+    from mergekit_av.records import Record
+    from mergekit_av.vector import AlignmentVector
+
+    from .calibration import Best
+    from .report import Report, Sweep
+    from .sweep import Evaluator, Task
 
 VERSIONS = ("mergekit-av", "mergekit", "torch", "transformers")
 STORE = "evaluations.jsonl"
@@ -68,184 +82,204 @@ def av_sweep(
 ):  # fmt: skip
     """Preference accuracy, and the state of the language, at every λ of alignment vectors.
 
-    Each vector is moved on its own, the others at 0. Its own domain is scored on validation
+    Each vector is moved on its own, the others at 0. The domain of its name is scored on validation
     records, which choose the best λ of each level, and on test records, which report it; other
     domains on test records. Writes report.md, sweep.csv, sweep.json and the figure to OUT; every
     evaluation is kept there when it is done.
     """
+    from .plot import load_pyplot
     from .sweep import parse_lambdas
 
-    values = parse_lambdas(lambdas)
-    sources = dict(_pair(text, "--data", "DOMAIN=SOURCE") for text in data)
+    try:
+        values = sorted({0.0, *parse_lambdas(lambdas)})
+    except AVError as error:
+        raise click.UsageError(error.message) from None
+    load_pyplot()  # if it is missing, better said now than after hours
+    vectors = _vectors(avs)
+    scored = _domains(domains, vectors)
+    records = _records(scored, data)
+    calibrated = {
+        name for name in vectors if any(r.split == "validation" for r in records.get(name, []))
+    }
+    count = len(values) * (len(vectors) * (len(scored) + bool(generate)) + len(calibrated))
+    if count > MANY and not yes:
+        click.confirm(
+            f"{len(values)} λ of {len(vectors)} vectors make {count} evaluations, less those that "
+            f"{out} holds. Go on?",
+            abort=True,
+            err=True,
+        )
 
     from mergekit_av.base import base_or_default
     from mergekit_av.chat import ensure_chat_template
     from mergekit_av.checkpoint import Checkpoint, fingerprint
     from mergekit_av.knobs import Knobs
     from mergekit_av.models import load_model, load_tokenizer, resolve
-    from mergekit_av.records import load_records
-    from mergekit_av.vector import AlignmentVector
 
-    from .calibration import calibrate, for_card
-    from .prompting import costs
-    from .report import Report, Sweep
+    from .report import Report
     from .store import Store
-    from .sweep import Evaluator, make_task, sweep
-
-    vectors = {}
-    for text in avs:
-        name, _, source = text.rpartition("=")
-        vector = AlignmentVector.open(source)
-        name = name or vector.metadata.name
-        if name in vectors:
-            raise click.UsageError(f"two vectors are called {name!r}: write --av NAME={source}")
-        vectors[name] = vector
-    scored = _domains(domains, vectors)
-    if unknown := sorted(set(sources) - {domain.name for domain in scored}):
-        raise click.UsageError(f"--data names {unknown[0]!r}, which is not among the domains")
-    records = {d.name: load_records(d, sources.get(d.name)) for d in scored}
+    from .sweep import Evaluator, make_task
 
     source = base_or_default(base)
+    identity = fingerprint(Checkpoint(resolve(source)))
+    if write_card:
+        for name, vector in vectors.items():
+            _check_card(name, vector, calibrated, identity)
     model = load_model(source, dtype=dtype, device=device)
     tokenizer = load_tokenizer(source)
     if notice := ensure_chat_template(tokenizer):
         click.echo(f"{source}: {notice}", err=True)
     knobs = Knobs(model, vectors, rounding=rounding, seed=seed, transfer=transfer)
 
-    def task(
-        domain: Domain, split: str, limit: int | None = max_records, prompt: str | None = None
-    ):
-        return make_task(model, tokenizer, domain, records[domain.name], split, limit, prompt)
+    def task(domain: Domain, split: str, limit: int | None = max_records, new_tokens: int = 0):
+        return make_task(
+            model, tokenizer, domain, records[domain.name], split,
+            limit=limit, new_tokens=new_tokens,
+        )  # fmt: skip
 
     tests = {domain.name: task(domain, "test") for domain in scored}
-    validations = {
-        d.name: task(d, "validation")
-        for d in scored
-        if d.name in vectors and any(r.split == "validation" for r in records[d.name])
-    }
-    plans = {name: [*tests.values(), *_of(validations, name)] for name in vectors}
-    points = len({0.0, *values})
-    count = points * sum(len(plan) + bool(generate) for plan in plans.values())
-    if count > MANY and not yes:
-        click.confirm(
-            f"{points} λ of {len(vectors)} vectors: {count} evaluations. Go on?",
-            abort=True,
-            err=True,
+    plans = []
+    for name in vectors:
+        own = tests.get(name)
+        domain = own.domain if own else scored[0]
+        plans.append(
+            Plan(
+                name,
+                own,
+                [*tests.values(), *([task(domain, "validation")] if name in calibrated else [])],
+                task(domain, "test", generate, max_new_tokens) if generate else None,
+            )
         )
-
     report = Report(
         {
             "base": source,
-            "base fingerprint": fingerprint(Checkpoint(resolve(source))),
+            "base fingerprint": identity,
             "vectors": {name: str(vector.folder) for name, vector in vectors.items()},
             "transfer": transfer,
             "dtype": str(model.dtype).removeprefix("torch."),
             "rounding": f"{rounding}, seed {seed}",
-            "records": {
-                f"{t.name} {t.split}": f"{len(t.records)}"
-                + (f" ({len(t.too_long)} too long)" if t.too_long else "")
-                for t in [*tests.values(), *validations.values()]
-            },
+            "records": _counts(plans),
             "device": _machine(model),
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-            "command": " ".join(["av-sweep", *sys.argv[1:]]),
+            "command": shlex.join(["av-sweep", *sys.argv[1:]]),
         },
         scored,
-        [],
     )
-    done = 0
     with Store(out / STORE) as store:
-        evaluator = Evaluator(knobs, model, tokenizer, report.source["base fingerprint"], store)
+        evaluator = Evaluator(knobs, model, tokenizer, identity, store)
         try:
-            if prompting:
-                for domain in scored:
-                    if domain.name in vectors and domain.prompts:
-                        asked = [tests[domain.name]]
-                        asked += [task(domain, "test", prompt=level) for level in domain.prompts]
-                        results = [evaluator.result({}, one) for one in asked]
-                        spent = costs(model, tokenizer, asked)
-                        report.prompting[domain.name] = {
-                            one.prompt: pair
-                            for one, pair in zip(
-                                asked, zip(results, spent, strict=True), strict=True
-                            )
-                        }
-            for name in vectors:
-                own = name if name in tests else None
-                written = None
-                if generate:
-                    domain = next(d for d in scored if d.name == (own or scored[0].name))
-                    written = task(domain, "test", generate)
-                current = Sweep(name, own, [])
-                for point in sweep(evaluator, name, values, plans[name], written, max_new_tokens):
-                    if not current.points:
-                        report.sweeps.append(current)
-                    current.points.append(point)
-                    current.points.sort(key=lambda p: p.lambdas[name])
-                    done += 1
-                    if own in validations:
-                        current.calibration = calibrate(
-                            current.points, name, own, current.usable_range
-                        )
-        except KeyboardInterrupt:
-            if report.sweeps:
-                report.write(out)
-            click.echo(
-                f"Interrupted after {done} of {points * len(vectors)} points. They are in {out}; the "
-                "same command goes on from there",
-                err=True,
-            )
-            sys.exit(130)
+            _measure(report, evaluator, plans, values, max_new_tokens, prompting)
+        except (KeyboardInterrupt, AVError):
+            _keep(report, out, len(values) * len(plans))
+            raise
     report.write(out)
-    for current in report.sweeps:
-        click.echo(summary(current))
-        if write_card and current.calibration is not None:
-            about = {
-                "domain": current.domain,
-                "records": {
-                    t.split: len(t.records)
-                    for t in plans[current.vector]
-                    if t.name == current.domain
-                },
-                "base": report.source["base fingerprint"],
-                "dtype": report.source["dtype"],
-                "lambdas": [point.lambdas[current.vector] for point in current.points],
-                "versions": report.source["versions"],
-            }
-            vectors[current.vector].write_calibration(
-                for_card(current.calibration, current.usable_range, about)
-            )
-            click.echo(f"  written to {vectors[current.vector].folder}")
+    for done, plan in zip(report.sweeps, plans, strict=True):
+        click.echo(summary(done))
+        if write_card:
+            _write_card(vectors[plan.vector], plan, done, report.source)
     click.echo(
         f"Report: {out / 'report.md'}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
     )
 
 
-def summary(sweep) -> str:
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of one vector.
+
+    Attributes:
+        own: the test records of the domain that has the vector's name; None where it is not scored.
+        tasks: what is scored at each λ: the test records of every domain, and its own validation
+            records.
+        written: the queries to answer; None for none.
+    """
+
+    vector: str
+    own: "Task | None"
+    tasks: "list[Task]"
+    written: "Task | None"
+
+
+def _measure(
+    report: "Report", evaluator: "Evaluator", plans: list[Plan], values: list[float],
+    max_new_tokens: int, prompting: bool,
+) -> None:  # fmt: skip
+    """Fill the report; where it is stopped, with all that was measured at a λ."""
+    from .prompting import baseline
+    from .report import Sweep
+    from .sweep import sweep
+
+    for plan in plans:
+        if prompting and plan.own and plan.own.domain.prompts:
+            report.prompting[plan.own.name] = baseline(evaluator, plan.own)
+    for plan in plans:
+        points, written = [], plan.written
+        queries = {record.id: record.query for record in written.records} if written else {}
+        try:
+            for point in sweep(evaluator, plan.vector, values, plan.tasks, written, max_new_tokens):
+                points.append(point)
+        finally:
+            if points:
+                points.sort(key=lambda point: point.lambdas[plan.vector])
+                own = plan.own.name if plan.own else None
+                report.sweeps.append(Sweep(plan.vector, own, points, queries))
+
+
+def _keep(report: "Report", out: Path, points: int) -> None:
+    """Write what there is of a report, and say where and how to go on."""
+    done = sum(len(sweep.points) for sweep in report.sweeps)
+    kept = f"What was measured is kept in {out}"
+    if done:
+        with contextlib.suppress(AVError):  # a full disk is what may have stopped it
+            report.write(out)
+            kept += f", and the report so far is {out / 'report.md'}"
+    click.echo(
+        f"Stopped after {done} of {points} points. {kept}; the same command goes on from there",
+        err=True,
+    )
+
+
+def summary(sweep: "Sweep") -> str:
     """The best λ of each level, in a few lines."""
     usable = sweep.usable_range
-    span = f"λ {usable[0]:g} … {usable[1]:g}" if usable else "not measured"
+    span = f"λ from {usable[0]:g} to {usable[1]:g}" if usable else "not measured"
     lines = [f"{sweep.vector}: usable range {span}"]
+
+    def line(level: str, best: "Best") -> str:
+        share = best.test.accuracy[level]
+        state = {True: "usable", False: "the language has broken down", None: "language unknown"}
+        return (
+            f"  {level}: λ {best.value:+g} ({state[sweep.usable(best.value)]}), test accuracy "
+            f"{share.value:.2f} ({share.low:.2f}–{share.high:.2f})"
+            + (", dominant" if best.dominant else "")
+        )
+
     if sweep.calibration is not None:
-        kinds = (("", sweep.calibration.best), (", usable", sweep.calibration.best_usable))
-        for suffix, bests in kinds:
-            for level, best in bests.items():
-                share = best.test.accuracy[level]
-                lines.append(
-                    f"  {level}{suffix}: λ {best.value:+g}, test accuracy {share.value:.2f} "
-                    f"({share.low:.2f}–{share.high:.2f}){', dominant' if best.dominant else ''}"
-                )
+        for level, best in sweep.calibration.best.items():
+            lines.append(line(level, best))
+            usable_best = sweep.calibration.best_usable.get(level, best)
+            if usable_best.value != best.value:
+                lines.append(line(level, usable_best))
     return "\n".join(lines)
 
 
-def _pair(text: str, option: str, form: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not (name and sign and value):
-        raise click.UsageError(f"{option} must be {form}, not {text!r}")
-    return name, value
+def _vectors(avs: tuple[str, ...]) -> "dict[str, AlignmentVector]":
+    """Name → vector; its own name where none was given."""
+    from mergekit_av.vector import AlignmentVector
+
+    vectors = {}
+    for text in avs:
+        name, sign, source = text.partition("=")
+        if not sign or "/" in name:  # a path may hold the sign
+            name, source = "", text
+        vector = AlignmentVector.open(source)
+        name = name or vector.metadata.name
+        if name in vectors:
+            raise click.UsageError(f"two vectors are called {name!r}: write --av NAME={source}")
+        vectors[name] = vector
+    return vectors
 
 
-def _domains(names: tuple[str, ...], vectors: dict) -> list[Domain]:
+def _domains(names: tuple[str, ...], vectors: Mapping[str, Any]) -> list[Domain]:
     """Those named; without any, each vector's own."""
     chosen = [load_domain(name) for name in names]
     if not chosen:
@@ -261,13 +295,76 @@ def _domains(names: tuple[str, ...], vectors: dict) -> list[Domain]:
     return chosen
 
 
-def _of(tasks: dict, name: str) -> list:
-    return [tasks[name]] if name in tasks else []
+def _records(domains: list[Domain], data: tuple[str, ...]) -> "dict[str, list[Record]]":
+    """Domain → its records, or those that --data names; some of them for testing."""
+    from mergekit_av.records import load_records, require_splits
+
+    sources = {}
+    for text in data:
+        name, sign, source = text.partition("=")
+        if not (name and sign and source):
+            raise click.UsageError(f"--data must be DOMAIN=SOURCE, not {text!r}")
+        if name not in {domain.name for domain in domains}:
+            raise click.UsageError(f"--data names {name!r}, which is not among the domains")
+        if name in sources:
+            raise click.UsageError(f"--data names {name!r} twice")
+        sources[name] = source
+    records = {domain.name: load_records(domain, sources.get(domain.name)) for domain in domains}
+    for name, some in records.items():
+        require_splits(some, "test", source=name)
+    return records
 
 
-def _machine(model) -> str:
+def _check_card(name: str, vector: "AlignmentVector", calibrated: set[str], identity: str) -> None:
+    """Raise AVError, before anything is measured, where a vector could get no calibration."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    why = None
+    if name not in calibrated:
+        why = f"no validation records of a domain {name!r} are scored"
+    elif vector.metadata.base.fingerprint != identity:
+        why = "λ would be measured on another base than its own"
+    elif vector.folder.is_relative_to(HF_HUB_CACHE):
+        why = "it is in the Hub's cache; download it to a folder (hf download ID --local-dir DIR)"
+    elif not os.access(vector.folder, os.W_OK):
+        why = f"{vector.folder} cannot be written"
+    if why:
+        raise AVError(f"--write-card has nothing to write for {name!r}: {why}")
+
+
+def _write_card(
+    vector: "AlignmentVector", plan: Plan, sweep: "Sweep", source: Mapping[str, Any]
+) -> None:
+    from .calibration import for_card
+
+    about = {
+        "domain": sweep.domain,
+        "records": {
+            task.split: len(task.records) for task in plan.tasks if task.name == sweep.domain
+        },
+        "base": source["base fingerprint"],
+        "dtype": source["dtype"],
+        "rounding": source["rounding"],
+        "lambdas": [point.lambdas[sweep.vector] for point in sweep.points],
+        "versions": source["versions"],
+    }
+    vector.write_calibration(for_card(sweep.calibration, sweep.usable_range, about))
+    click.echo(f"  written to {vector.folder}")
+
+
+def _counts(plans: list[Plan]) -> dict[str, str]:
+    """How many records each task scores, for the report."""
+    tasks = {(task.name, task.split): task for plan in plans for task in plan.tasks}
+    return {
+        f"{name} {split}": f"{len(task.records)}"
+        + (f" ({len(task.too_long)} longer than the context left out)" if task.too_long else "")
+        for (name, split), task in tasks.items()
+    }
+
+
+def _machine(model: Any) -> str:
     if model.device.type == "cuda":
         import torch
 
         return torch.cuda.get_device_name(model.device)
-    return f"{model.device}, {platform.machine()}"
+    return f"{model.device}, {platform.machine()}, {os.cpu_count()} cores"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from mergekit_av.logprobs import mean_log_probs
+from mergekit_av.errors import AVError
+from mergekit_av.logprobs import context_length, mean_log_probs, within_context
 from mergekit_av.records import Record
 
 from .answers import Answer
@@ -65,13 +66,21 @@ def fluency(
     records: Sequence[Record],
     answers: Mapping[str, Answer],
 ) -> Fluency:
-    """Measure the answers to the records' prompts (record id → answer) with the base model."""
+    """Measure the answers to the records' prompts (record id → answer) with the base model.
+
+    Raises:
+        AVError: none of the answers fits the context. (Broken text may take more tokens to read
+            than it took to write; such an answer's log-probability is left out.)
+    """
     written = [
         Record(record.id, record.prompt, {"answer": answers[record.id].text}, record.split)
         for record in records
     ]
+    readable = within_context(tokenizer, written, context_length(base))
+    if not readable:
+        raise AVError("no answer fits the model's context: lower the number of new tokens")
     return Fluency(
-        log_prob=mean_log_probs(base, tokenizer, written).mean().item(),
+        log_prob=mean_log_probs(base, tokenizer, readable).mean().item(),
         repeated=fmean(repeated_share(answer.text) for answer in answers.values()),
         unended=fmean(not answer.ended for answer in answers.values()),
     )

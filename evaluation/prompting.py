@@ -7,11 +7,13 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 import torch
+from tqdm import tqdm
 
 from mergekit_av.chat import encode
 from mergekit_av.records import Record
 
-from .sweep import Task
+from .accuracy import Result
+from .sweep import Evaluator, Task, asking_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,22 +34,46 @@ class Cost:
     first_token: float
 
 
+def baseline(evaluator: Evaluator, task: Task) -> dict[str | None, tuple[Result, Cost]]:
+    """Level → what the base prefers when asked for the level, and what the asking costs; the key
+    None is the bare query.
+
+    Raises:
+        AVError: an instruction leaves no record that fits the context.
+    """
+    model, tokenizer = evaluator.model, evaluator.tokenizer
+    tasks = [task, *(asking_for(model, tokenizer, task, level) for level in task.domain.prompts)]
+    bar = tqdm(tasks, desc=f"Asking in words, {task.name}", unit="wording")
+    results = [evaluator.result({}, one) for one in bar]
+    paid = costs(model, tokenizer, tasks)
+    return {
+        one.prompt: (result, cost) for one, result, cost in zip(tasks, results, paid, strict=True)
+    }
+
+
 def costs(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     tasks: Sequence[Task],
     limit: int = 5,
 ) -> list[Cost]:
-    """Each task's cost; times side by side: every query in all its wordings in turn."""
-    prompts = [[_prompt(tokenizer, record) for record in task.records] for task in tasks]
+    """Each task's cost, over the records that all of them have; times side by side: every query
+    in all its wordings in turn.
+
+    Args:
+        limit: measure the times of so many records.
+    """
+    prompts = [{r.id: _prompt(tokenizer, r) for r in task.records} for task in tasks]
+    # An instruction may have pushed a record out of the context.
+    shared = [id for id in prompts[0] if all(id in side for side in prompts)]
     times: list[list[float]] = [[] for _ in tasks]
-    _first_token(model, prompts[0][0])  # unmeasured: the first of all is always slow
+    _first_token(model, tokenizer, prompts[0][shared[0]])  # unmeasured: the first is always slow
     for _ in range(REPEAT):
-        for wordings in list(zip(*prompts, strict=True))[:limit]:
-            for side, prompt in zip(times, wordings, strict=True):
-                side.append(_first_token(model, prompt))
+        for id in shared[:limit]:
+            for seconds, side in zip(times, prompts, strict=True):
+                seconds.append(_first_token(model, tokenizer, side[id]))
     return [
-        Cost(fmean(map(len, side)), median(seconds))
+        Cost(fmean(len(side[id]) for id in shared), median(seconds))
         for side, seconds in zip(prompts, times, strict=True)
     ]
 
@@ -57,11 +83,17 @@ def _prompt(tokenizer: "PreTrainedTokenizerBase", record: Record) -> list[int]:
 
 
 @torch.inference_mode()
-def _first_token(model: "PreTrainedModel", prompt: list[int]) -> float:
+def _first_token(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: list[int]
+) -> float:
     ids = torch.tensor([prompt], device=model.device)
     start = time.perf_counter()
     output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=1
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=1,
+        pad_token_id=tokenizer.pad_token_id,
     )
     output.cpu()  # waits for the device
     return time.perf_counter() - start

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +15,45 @@ from mergekit_av.domains import Domain
 from mergekit_av.files import write_whole
 
 from .accuracy import Result, as_json
-from .calibration import Calibration
+from .answers import Answer
+from .calibration import Calibration, calibrate
 from .fluency import usable_range
 from .plot import plot_sweep
 from .prompting import Cost
 from .sweep import Point
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sweep:
-    """The sweep of one vector.
+    """The sweep of one vector, or the part of it that was measured.
 
     Attributes:
         vector: its name.
-        domain: its own domain; None where it is in none of those scored.
-        points: measured so far, by rising λ.
-        calibration: None without a domain of its own.
+        domain: its own domain; None where that is not among those scored.
+        points: by rising λ; 0 is among them.
+        queries: record id → the query that was answered at each λ.
     """
 
     vector: str
     domain: str | None
     points: list[Point]
-    calibration: Calibration | None = None
+    queries: dict[str, str] = field(default_factory=dict)
 
     def at(self, value: float) -> Point:
         return next(point for point in self.points if point.lambdas[self.vector] == value)
 
-    @property
+    @cached_property
     def usable_range(self) -> tuple[float, float] | None:
         """The span of λ in which the fluency guard holds; None where it was not measured."""
         measured = {point.lambdas[self.vector]: point.fluency for point in self.points}
         return usable_range({value: seen for value, seen in measured.items() if seen is not None})
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Which λ brings out which level; None without validation records of its own domain."""
+        if (self.domain, "validation") not in self.points[0].results:
+            return None
+        return calibrate(self.points, self.vector, self.domain, self.usable_range)
 
     def usable(self, value: float) -> bool | None:
         """Whether λ lies in the usable range; None where it was not measured."""
@@ -66,12 +77,15 @@ class Report:
 
     source: dict[str, Any]
     domains: list[Domain]
-    sweeps: list[Sweep]
+    sweeps: list[Sweep] = field(default_factory=list)
     prompting: dict[str, dict[str | None, tuple[Result, Cost]]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """sweep.csv, sweep.json, report.md and a figure (PNG and SVG) in the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """sweep.csv, sweep.json, report.md and a figure (PNG and SVG) in the folder.
+
+        Raises:
+            AVError: matplotlib is not installed, or a file cannot be written.
+        """
         write_whole(folder / "sweep.csv", self._csv())
         write_whole(folder / "sweep.json", json.dumps(self._json(), indent=2, allow_nan=False))
         for suffix in ("png", "svg"):
@@ -92,7 +106,8 @@ class Report:
                 mean = result.mean_log_prob[level]
                 writer.writerow(
                     [*start, result.domain, result.split, result.records, level,
-                     share.value, share.low, share.high, mean.value, mean.low, mean.high]
+                     share.value, share.low, share.high,
+                     mean.value, *(end if math.isfinite(end) else None for end in (mean.low, mean.high))]
                 )  # fmt: skip
 
         for sweep in self.sweeps:
@@ -116,6 +131,7 @@ class Report:
                     "usable_range": sweep.usable_range,
                     "best": sweep.calibration and _bests(sweep.calibration.best),
                     "best_usable": sweep.calibration and _bests(sweep.calibration.best_usable),
+                    "queries": sweep.queries,
                     "points": [
                         {
                             "lambda": point.lambdas[sweep.vector],
@@ -142,7 +158,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def _one(self, sweep: Sweep) -> list[str]:
-        parts = [_range(sweep.usable_range)]
+        parts = [_range(sweep)]
         others = [domain for domain in self.domains if domain.name != sweep.domain]
         if sweep.calibration is not None:
             own = next(domain for domain in self.domains if domain.name == sweep.domain)
@@ -155,40 +171,49 @@ class Report:
         parts += ["### Change over the sweep", self._changes(sweep)]
         parts += ["### Every λ", self._every(sweep)]
         if any(point.answers for point in sweep.points):
-            parts += ["### Answers", self._answers(sweep)]
+            parts += ["### Answers", *self._answers(sweep)]
         return parts
 
     def _in_domain(self, sweep: Sweep, own: Domain, ability: list[Domain]) -> str:
         """The paper's single-domain table: default, prompting, model editing."""
-        head = ["", "λ", *own.levels, "log-prob " + " / ".join(own.levels), "prompt tokens"]
-        head += ["first token"] + [f"{d.name}: {next(iter(d.levels))}" for d in ability]
         prompting = self.prompting.get(own.name, {})
+        head = ["", "λ", "usable", *own.levels, "log-prob " + " / ".join(own.levels)]
+        head += ["prompt tokens", "first token"] if prompting else []
+        head += [f"{domain.name}: {next(iter(domain.levels))}" for domain in ability]
         rows = []
 
-        def row(title: str, value: float, result: Result, cost: Cost | None, point: Point | None):
-            cells = [title, f"{value:g}", *_shares(result), _means(result)]
-            cells += (
-                [f"{cost.prompt_tokens:.0f}", f"{cost.first_token * 1e3:.0f} ms"]
-                if cost
-                else ["", ""]
-            )
+        def row(title: str, point: Point | None, result: Result, cost: Cost | None):
+            value = point.lambdas[sweep.vector] if point else 0.0
+            cells = [title, f"{value:g}", _yes(sweep.usable(value) if point else None)]
+            cells += [*_shares(result), _means(result)]
+            if cost:
+                cells += [f"{cost.prompt_tokens:.0f}", f"{cost.first_token * 1e3:.0f} ms"]
             for domain in ability:
-                other = point and point.results.get((domain.name, "test"))
-                cells.append(_share(other, next(iter(domain.levels))) if other else "")
+                level = next(iter(domain.levels))
+                cells.append(_share(point.results[domain.name, "test"], level) if point else "")
             rows.append(cells)
 
-        bare = prompting.get(None)
-        cost = bare[1] if bare else None
         start = sweep.at(0.0)
-        row("default", 0, start.results[own.name, "test"], cost, start)
-        for level, (result, words) in prompting.items():
+        bare = prompting[None][1] if prompting else None
+        row("default", start, start.results[own.name, "test"], bare)
+        for level, (result, cost) in prompting.items():
             if level is not None:
-                row(f"prompting, {level}", 0, result, words, None)
-        kinds = [("", sweep.calibration.best), (", usable λ", sweep.calibration.best_usable)]
-        for suffix, bests in kinds:
-            for level, best in bests.items():
-                row(f"AV, {level}{suffix}", best.value, best.test, cost, sweep.at(best.value))
-        return _table(head, rows)
+                row(f"prompting, {level}", None, result, cost)
+        for level, best in sweep.calibration.best.items():
+            row(f"AV, {level}", sweep.at(best.value), best.test, bare)
+            usable = sweep.calibration.best_usable.get(level, best)
+            if usable.value != best.value:
+                row(f"AV, {level}, usable λ", sweep.at(usable.value), usable.test, bare)
+        says = (
+            "Preference accuracy on test records with its 95 % interval, the dominant level in "
+            "bold; each level at the λ that is best for it on the validation records, and where "
+            "the language has broken down there, at the best usable λ as well."
+        )
+        if prompting:
+            says += (
+                " λ changes weights, not prompts: its tokens and its time are those of the default."
+            )
+        return says + "\n\n" + _table(head, rows)
 
     def _out_of_domain(self, sweep: Sweep, others: list[Domain]) -> str:
         """The paper's table 4: what the vector does to domains that it was not made for."""
@@ -240,15 +265,19 @@ class Report:
             rows.append([f"{value:g}", _yes(sweep.usable(value)), *cells])
         return _table(head, rows)
 
-    def _answers(self, sweep: Sweep) -> str:
-        """The same queries' answers side by side."""
-        lambdas = _chosen(sweep)
-        head = ["record", *(f"λ = {value:g}" for value in lambdas)]
-        rows = [
-            [id, *(" ".join(sweep.at(value).answers[id].text.split()) for value in lambdas)]
-            for id in sweep.at(0.0).answers
-        ]
-        return "Greedy, cut where they have not ended.\n\n" + _table(head, rows)
+    def _answers(self, sweep: Sweep) -> list[str]:
+        """Each query with its answers at the chosen λ."""
+        parts = ["Greedy; … where an answer was cut before its end."]
+        for id, query in sweep.queries.items():
+            rows = [
+                [f"{value:g}", _yes(sweep.usable(value)), _answer(sweep.at(value).answers[id])]
+                for value in _chosen(sweep)
+            ]
+            parts += [
+                f"**{_plain(id)}**: {_plain(query)}",
+                _table(["λ", "usable", "answer"], rows),
+            ]
+        return parts
 
 
 def _chosen(sweep: Sweep) -> list[float]:
@@ -262,14 +291,18 @@ def _chosen(sweep: Sweep) -> list[float]:
     return sorted(values)
 
 
-def _range(usable: tuple[float, float] | None) -> str:
-    if usable is None:
+def _range(sweep: Sweep) -> str:
+    if sweep.usable_range is None:
         return "Usable range: not measured (`--generate 0`)."
-    low, high = usable
-    return (
-        f"**Usable range: λ from {low:g} to {high:g}.** Outside it the answers are no longer "
-        "language: less probable under the base, or more repetitive, than its own answers by more "
-        "than the guard allows (`mergekit_av.evaluation.fluency`)."
+    low, high = sweep.usable_range
+    text = f"**Usable range: λ from {low:g} to {high:g}.** "
+    first, last = (sweep.points[i].lambdas[sweep.vector] for i in (0, -1))
+    if (low, high) == (first, last):
+        return text + "The language held at every λ of the sweep."
+    return text + (
+        "Beyond it the answers are no longer language: less probable under the base, more "
+        "repetitive, or more often without an end than the base's own by more than the guard "
+        "allows (`mergekit_av.evaluation.fluency`)."
     )
 
 
@@ -290,7 +323,9 @@ def _facts(source: Mapping[str, Any]) -> str:
     for key, value in source.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {inner}" for name, inner in value.items())
-        rows.append([key, str(value)])
+        elif isinstance(value, bool):
+            value = _yes(value)
+        rows.append([key, _plain(value)])
     return _table(["", ""], rows)
 
 
@@ -308,6 +343,17 @@ def _share(result: Result, level: str, interval: bool = True) -> str:
 
 def _means(result: Result) -> str:
     return " / ".join(f"{mean.value:.2f}" for mean in result.mean_log_prob.values())
+
+
+def _answer(answer: Answer) -> str:
+    text = _plain(answer.text) or "(nothing)"
+    return text if answer.ended else text + " …"
+
+
+def _plain(text: str) -> str:
+    """Somebody else's text on one line, none of it read as Markdown or HTML."""
+    special = r"[\\`*\[\]<>~$&]|(?<!\w)_|_(?!\w)"  # an underscore within a word is harmless
+    return re.sub(special, r"\\\g<0>", " ".join(text.split()))
 
 
 def _yes(value: bool | None) -> str:

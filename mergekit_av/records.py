@@ -52,6 +52,11 @@ class Record:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    @property
+    def query(self) -> str:
+        """What was asked last: the text, or the conversation's last message."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+
 
 def load_records(domain: Domain, source: str | os.PathLike | None = None) -> list[Record]:
     """All records of a domain, each in its split.
