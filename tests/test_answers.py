@@ -1,0 +1,100 @@
+"""Greedy answers, several at a time."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, make_model, make_tokenizer
+
+from mergekit_av.evaluation.answers import Answer, greedy_answers
+from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.records import Record
+
+PROMPTS = ["Hi", "What helps against a cold that has lasted for three weeks?", "Why? " * 9]
+
+
+def records(prompts) -> list[Record]:
+    return [
+        Record(str(i), prompt, {"a": "Yes.", "b": "No."}, "test")
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def asked(text: str):
+    return ({"role": "user", "content": text},)
+
+
+def loud(folder, architecture: str = "llama"):
+    """A model whose every token depends on all before it: its weights are larger than usual."""
+    make_model(folder, architecture, tied=False, dtype=torch.float32)
+    make_tokenizer(folder)
+    model = load_model(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(6)
+    return model, load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_changes_no_answer(tmp_path, architecture):
+    model, tokenizer = loud(tmp_path / architecture, architecture)
+    asks = records([asked(text) for text in PROMPTS])
+    together = greedy_answers(model, tokenizer, asks, 12, progress=False)
+    for record in asks:
+        alone = greedy_answers(model, tokenizer, [record], 12, progress=False)
+        assert alone[record.id] == together[record.id]
+    assert len({answer.text for answer in together.values()}) == 3
+
+
+def test_greedy_is_the_most_probable_token_each_time(tmp_path):
+    model, tokenizer = loud(tmp_path / "model")
+    asks = records(["Take plenty of", "An old dog"])  # plain text goes in as it is
+    answers = greedy_answers(model, tokenizer, asks, 10, progress=False)
+    for record in asks:
+        start = ids = tokenizer(record.prompt, return_tensors="pt").input_ids
+        for _ in range(10):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        text = tokenizer.decode(ids[0, start.shape[1] :], skip_special_tokens=True)
+        assert answers[record.id].text == text.strip()
+
+
+def test_more_records_than_are_written_at_a_time(tmp_path):
+    model, tokenizer = loud(tmp_path / "model")
+    asks = records([asked(f"Number {i}?") for i in range(19)])
+    answers = greedy_answers(model, tokenizer, asks, 4, progress=False)
+    assert list(answers) == [record.id for record in asks]
+
+
+def test_an_answer_ends_at_any_of_the_models_ends_or_never(tmp_path):
+    model, tokenizer = loud(tmp_path / "model")
+    [ask] = records([asked("Well?")])
+
+    def answer(ends, tokenizer_end="<|end|>") -> Answer:
+        model.generation_config.eos_token_id = ends
+        tokenizer.eos_token = tokenizer_end
+        return greedy_answers(model, tokenizer, [ask], 12, progress=False)["0"]
+
+    whole = answer(None, None)
+    assert not whole.ended
+    ids = tokenizer(
+        tokenizer.apply_chat_template(ask.prompt, tokenize=False, add_generation_prompt=True)
+    )
+    out = model.generate(
+        torch.tensor([ids["input_ids"]]), do_sample=False, max_new_tokens=12, pad_token_id=0
+    )
+    written = out[0, len(ids["input_ids"]) :].tolist()
+    third = written[2]
+    cut = written.index(third)
+    never = min(set(range(600)) - set(written))
+    for ends in (third, [never, third], [third, never]):
+        found = answer(ends)
+        assert found == Answer(tokenizer.decode(written[:cut]).strip(), ended=True)
+    # The tokenizer's own end, which ends a turn in training, ends an answer too.
+    assert answer(never, tokenizer.convert_ids_to_tokens(third)).ended
+    assert answer(never, None) == answer(None, None) == whole
+
+
+def test_the_last_token_may_be_the_end(tmp_path):
+    model, tokenizer = loud(tmp_path / "model")
+    [ask] = records([asked("Well?")])
+    model.generation_config.eos_token_id = list(range(600))
+    assert greedy_answers(model, tokenizer, [ask], 1, progress=False)["0"] == Answer("", ended=True)
