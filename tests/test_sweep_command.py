@@ -1,0 +1,561 @@
+"""av-sweep as a user meets it: what it prints where, what it writes, how it stops and goes on."""
+
+import csv
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from conftest import make_model, make_tokenizer, perturb
+from matplotlib import image
+from sweeping import few, row, rows, sweep, train, write_rows
+
+from mergekit_av import AVError
+from mergekit_av.checkpoint import Checkpoint, fingerprint
+from mergekit_av.evaluation.accuracy import evaluate
+from mergekit_av.extraction import extract
+from mergekit_av.knobs import Knobs
+from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.vector import AlignmentVector
+
+COMMAND = Path(sys.executable).with_name("av-sweep")
+FILES = {"evaluations.jsonl", "report.md", "sweep.csv", "sweep.json", "sweep.png", "sweep.svg"}
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> Path:
+    """A medical vector that does what it should. Read only."""
+    return train(base, tmp_path_factory.mktemp("trained") / "medical")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "few.jsonl", rows())
+
+
+@pytest.fixture
+def options(base, vectors, data, tmp_path) -> list:
+    """What a short sweep of one vector needs."""
+    return [
+        "--base", base, "--av", vectors["medical"], "--data", f"medical={data}",
+        "--max-new-tokens", 4, "--generate", 2, "--out", tmp_path / "out",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(base, trained, data, tmp_path_factory):
+    """A whole run: the result and its folder. Read only."""
+    folder = tmp_path_factory.mktemp("whole")
+    vector = shutil.copytree(trained, folder / "medical")
+    result = sweep(
+        "--base", base, "--av", vector, "--domain", "medical", "--domain", "helpfulness",
+        "--data", f"medical={data}", "--max-records", 4, "--generate", 2, "--max-new-tokens", 6,
+        "--lambda", "-1:1:0.5", "--out", folder / "out", "--write-card",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return result, folder
+
+
+def refused(*arguments, code: int = 1) -> str:
+    """The one line on stderr with which the command ends; it prints nothing else."""
+    result = sweep(*arguments)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit) and result.stdout == ""
+    *before, last = result.stderr.splitlines()
+    assert last.startswith("Error: ") and not any("Error" in line for line in before)
+    return last
+
+
+def keys(out: Path) -> list[str]:
+    """Of what the store holds evaluations."""
+    lines = (out / "evaluations.jsonl").read_text("utf-8").splitlines()
+    return [json.dumps(json.loads(line)["key"], sort_keys=True) for line in lines]
+
+
+def tables(markdown: str) -> list[list[dict[str, str]]]:
+    """Every table of a Markdown text, as rows."""
+    found, lines = [], markdown.splitlines()
+    for start, line in enumerate(lines):
+        if re.fullmatch(r"\|( --- \|)+", line):
+            end = next(
+                (i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines)
+            )
+            head, *rest = (
+                [c.strip() for c in re.split(r"(?<!\\)\|", text)[1:-1]]
+                for text in lines[start - 1 : end]
+            )
+            assert all(len(cells) == len(head) for cells in rest)
+            found.append([dict(zip(head, cells, strict=True)) for cells in rest[1:]])
+    return found
+
+
+# What it writes
+
+
+def test_it_prints_results_on_stdout_and_progress_on_stderr(whole):
+    result, folder = whole
+    lines = result.stdout.splitlines()
+    assert re.match(r"medical: usable range λ from -?[\d.]+ to [\d.]+$", lines[0])
+    assert any(line.startswith("  expert: λ ") and "test accuracy" in line for line in lines)
+    assert lines[-2] == f"  written to {folder / 'medical'}"
+    out = folder / "out"
+    assert lines[-1] == (
+        f"Report: {out / 'report.md'}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
+    )
+    assert "Sweeping medical: 100%" in result.stderr and "Asking in words" in result.stderr
+    assert not {"Sweeping", "Asking"} & set(re.findall(r"\w+", result.stdout))
+    assert {file.name for file in out.iterdir()} == FILES
+
+
+def test_the_numbers_are_av_evals_own(whole, base, data):
+    _, folder = whole
+    content = list(csv.DictReader((folder / "out" / "sweep.csv").open(encoding="utf-8")))
+    domain, records = few(folder)
+    expected = evaluate(load_model(base), load_tokenizer(base), domain, records, progress=False)
+    for level, share in expected.accuracy.items():
+        [line] = [
+            line
+            for line in content
+            if (line["vector"], line["lambda"], line["domain"], line["split"], line["level"])
+            == ("medical", "0.0", "medical", "test", level)
+        ]
+        mean = expected.mean_log_prob[level]
+        numbers = [share.value, share.low, share.high, mean.value, mean.low, mean.high]
+        assert [float(cell) for cell in list(line.values())[8:]] == numbers
+        assert (line["usable"], line["prompt"], line["records"]) == ("True", "", "4")
+
+
+def test_the_csv_is_tidy(whole):
+    _, folder = whole
+    content = list(csv.DictReader((folder / "out" / "sweep.csv").open(encoding="utf-8")))
+    swept = [line for line in content if line["vector"]]
+    # 5 λ: medical test and validation of 3 levels, helpfulness of 2.
+    assert len(swept) == 5 * (3 + 3 + 2) and len(content) == len(swept) + 3 * 3
+    cells = ("vector", "lambda", "prompt", "domain", "split", "level")
+    assert len({tuple(line[cell] for cell in cells) for line in content}) == len(content)
+    assert {line["prompt"] for line in content if not line["vector"]} == {
+        "expert", "generic", "avoidance",
+    }  # fmt: skip
+    assert {line["lambda"] for line in swept} == {"-1.0", "-0.5", "0.0", "0.5", "1.0"}
+    for line in content:
+        low, value, high = (float(line[f"accuracy{end}"]) for end in ("_low", "", "_high"))
+        assert 0 <= low <= value <= high <= 1
+        low, value, high = (float(line[f"mean_log_prob{end}"]) for end in ("_low", "", "_high"))
+        assert low <= value <= high < 0
+
+
+def test_the_json_holds_everything(whole, base):
+    _, folder = whole
+    content = json.loads((folder / "out" / "sweep.json").read_text("utf-8"))
+    assert content["base fingerprint"] == fingerprint(Checkpoint(base))
+    assert content["dtype"] == "float32" and content["records"]["medical validation"] == "4"
+    [found] = content["sweeps"]
+    assert [point["lambda"] for point in found["points"]] == [-1, -0.5, 0, 0.5, 1]
+    low, high = found["usable_range"]
+    assert low <= 0 <= high
+    assert list(found["queries"].values()) == ["What helps against t0?", "What helps against t1?"]
+    for point in found["points"]:
+        assert list(point["answers"]) == ["t0", "t1"]
+        assert set(point["fluency"]) == {"log_prob", "repeated", "unended"}
+        assert [(r["domain"], r["split"]) for r in point["results"]] == [
+            ("medical", "test"), ("helpfulness", "test"), ("medical", "validation"),
+        ]  # fmt: skip
+    assert [entry["prompt"] for entry in content["prompting"]] == [
+        None, "expert", "generic", "avoidance",
+    ]  # fmt: skip
+    assert all(entry["cost"]["first_token"] > 0 for entry in content["prompting"])
+
+
+def test_the_report_says_what_the_csv_says(whole):
+    _, folder = whole
+    report = (folder / "out" / "report.md").read_text("utf-8")
+    content = list(csv.DictReader((folder / "out" / "sweep.csv").open(encoding="utf-8")))
+    found = json.loads((folder / "out" / "sweep.json").read_text("utf-8"))["sweeps"][0]
+
+    def share(value: float, level: str, prompt: str = "", domain: str = "medical") -> float:
+        [line] = [
+            line
+            for line in content
+            if (float(line["lambda"]), line["level"], line["prompt"]) == (value, level, prompt)
+            and (line["domain"], line["split"]) == (domain, "test")
+        ]
+        return float(line["accuracy"])
+
+    def shown(cell: str) -> float:
+        return float(cell.replace("*", "").split(" ")[0])
+
+    facts, own, other, change, every, *answers = tables(report)
+    assert facts[0][""] == str(
+        found and json.loads((folder / "out" / "sweep.json").read_text())["base"]
+    )
+    titles = [line[""] for line in own]
+    assert titles[:4] == ["default", *(f"prompting, {level}" for level in found["best"])]
+    assert [title for title in titles[4:] if "usable" not in title] == [
+        f"AV, {level}" for level in found["best"]
+    ]
+    for line in own:
+        kind, _, level = line[""].partition(", ")
+        prompt = level if kind == "prompting" else ""
+        for name in found["best"]:
+            assert shown(line[name]) == pytest.approx(
+                share(float(line["λ"]), name, prompt), abs=0.005
+            )
+        if kind == "AV" and "usable" not in level:
+            assert float(line["λ"]) == found["best"][level]["lambda"]
+        helpful = line["helpfulness: helpful"]
+        assert (helpful == "") == (kind == "prompting")
+        if helpful:
+            expected = share(float(line["λ"]), "helpful", domain="helpfulness")
+            assert shown(helpful) == pytest.approx(expected, abs=0.005)
+    prompt_tokens = {line[""]: int(line["prompt tokens"]) for line in own}
+    assert (
+        prompt_tokens["default"] == prompt_tokens["AV, expert"] < prompt_tokens["prompting, expert"]
+    )
+    assert all(line["first token"].endswith(" ms") for line in own)
+
+    for line in other:
+        first = shown(line["helpfulness helpful / unhelpful"].split(" / ")[0])
+        assert first == pytest.approx(
+            share(float(line["λ"]), "helpful", "", "helpfulness"), abs=0.005
+        )
+    assert [line["domain"] for line in change] == ["medical", "helpfulness"]
+    assert [line["λ"] for line in every] == ["-1", "-0.5", "0", "0.5", "1"]
+    low, high = found["usable_range"]
+    assert f"**Usable range: λ from {low:g} to {high:g}.**" in report
+    assert [line["usable"] for line in every] == [
+        "yes" if low <= float(line["λ"]) <= high else "no" for line in every
+    ]
+    assert len(answers) == 2 and "**t0**: What helps against t0?" in report
+    assert all(line["answer"] for table in answers for line in table)
+
+
+def test_the_figures_are_pictures(whole):
+    _, folder = whole
+    picture = image.imread(folder / "out" / "sweep.png")
+    assert picture.shape[0] > 300 and picture.shape[1] > 600 and picture[..., :3].std() > 0.05
+    tree = ElementTree.parse(folder / "out" / "sweep.svg")
+    assert tree.getroot().tag.endswith("svg") and len(list(tree.iter())) > 100
+
+
+def test_the_card_makes_levels_settings(whole, base):
+    _, folder = whole
+    vector = AlignmentVector.open(folder / "medical")
+    vector.check()
+    calibration = vector.metadata.calibration
+    found = json.loads((folder / "out" / "sweep.json").read_text("utf-8"))["sweeps"][0]
+    assert calibration["levels"]["expert"]["lambda"] == found["best_usable"]["expert"]["lambda"]
+    assert calibration["records"] == {"test": 4, "validation": 4}
+    assert calibration["lambdas"] == [-1, -0.5, 0, 0.5, 1]
+
+    knobs = Knobs(load_model(base), medical=vector)
+    knobs.set(medical="expert")
+    expert = knobs.lambdas["medical"]
+    knobs.set(medical="avoidance")
+    assert knobs.lambdas["medical"] < expert > 0
+    domain, records = few(folder)
+    with knobs.at(medical="expert") as model:
+        result = evaluate(model, load_tokenizer(base), domain, records, progress=False)
+    assert result.dominant == "expert"
+    share = calibration["levels"]["expert"]["test"]["value"]
+    assert result.accuracy["expert"].value == pytest.approx(share)
+    with pytest.raises(AVError, match=r"no λ in the usable range of 'medical' makes 'generic'"):
+        knobs.set(medical="generic")
+
+    card = (folder / "medical" / "README.md").read_text("utf-8")
+    assert "## Which λ does what" in card
+    assert re.search(rf"\| expert \| {expert:g} \| 1.00 \| {share:.2f} \(", card)
+    assert "| generic (not dominant) |" in card
+
+
+# Other ways to call it
+
+
+def test_several_vectors_and_domains(base, vectors, data, tmp_path):
+    result = sweep(
+        "--base", base, "--lambda", "-1,1", "--max-records", 3, "--out", tmp_path / "out",
+        "--max-new-tokens", 4, "--generate", 1, "--no-prompting",
+        *(option for path in vectors.values() for option in ("--av", path)),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stdout.splitlines() if "usable range" in line][0:3:2]
+    report = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [entry["vector"] for entry in report["sweeps"]] == ["medical", "financial", "legal"]
+    assert [entry["domain"] for entry in report["sweeps"]] == ["medical", "financial", "legal"]
+    assert report["prompting"] == []
+    # λ = 0: 3 test sets, 3 validation sets, 3 sets of answers; else each vector for itself.
+    assert len(keys(tmp_path / "out")) == 9 + 3 * 2 * 5
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert (
+        text.count("### In other domains") == 3 and "prompting" not in text.split("## medical")[1]
+    )
+
+
+def test_without_answers_the_usable_range_is_unknown(options, tmp_path):
+    result = sweep(*options, "--lambda", "0.5", "--generate", 0, "--no-prompting")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("medical: usable range not measured\n")
+    out = tmp_path / "out"
+    assert "Usable range: not measured (`--generate 0`)" in (out / "report.md").read_text()
+    assert "### Answers" not in (out / "report.md").read_text()
+    found = json.loads((out / "sweep.json").read_text())["sweeps"][0]
+    assert found["usable_range"] is None and found["best_usable"] == {}
+    content = list(csv.DictReader((out / "sweep.csv").open()))
+    assert {line["usable"] for line in content} == {""} and len(content) == 2 * 6
+
+
+def test_a_domain_of_ones_own_with_other_levels(base, vectors, tmp_path):
+    content = [
+        {"id": str(i), "split": split, "query": f"Hi {i}", "responses": {"a|b": "Yes | no.", "_*": "No\n\n# No"}}
+        for i, split in enumerate(["test"] * 3 + ["validation"] * 2)
+    ]  # fmt: skip
+    write_rows(tmp_path / "tone.jsonl", content)
+    domain = tmp_path / "tone.yml"
+    domain.write_text('name: tone\nlevels: ["a|b", "_*"]\nrecords: tone.jsonl\n')
+    result = sweep(
+        "--base", base, "--av", f"tone={vectors['legal']}", "--domain", domain, "--lambda", "1",
+        "--generate", 1, "--max-new-tokens", 3, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert set(found["sweeps"][0]["best"]) == {"a|b", "_*"} and found["prompting"] == []
+    _, own, *_ = tables((tmp_path / "out" / "report.md").read_text())
+    assert "a\\|b" in own[0] and "prompt tokens" not in own[0]
+
+
+def test_two_levels_and_no_domain_of_its_own(base, vectors, tmp_path):
+    result = sweep(
+        "--base", base, "--av", f"tone={vectors['legal']}", "--domain", "helpfulness",
+        "--lambda", "-1,1", "--max-records", 3, "--generate", 1, "--max-new-tokens", 3,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())["sweeps"][0]
+    assert found["domain"] is None and found["best"] is None
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "### In other domains" in text and "### In its own domain" not in text
+    # A two-level domain may be a vector's own, here without validation records.
+    result = sweep(
+        "--base", base, "--av", f"helpfulness={vectors['legal']}", "--lambda", "1",
+        "--max-records", 3, "--generate", 0, "--out", tmp_path / "own",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+def test_a_base_without_a_chat_template(tmp_path, data):
+    base = make_model(tmp_path / "base")
+    make_tokenizer(base, None)
+    vector = extract(base, perturb(base, tmp_path / "aligned"), tmp_path / "medical").folder
+    result = sweep(
+        "--base", base, "--av", vector, "--data", f"medical={data}", "--lambda", "1",
+        "--generate", 1, "--max-new-tokens", 3, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert f"{base}: no chat template" in result.stderr and "template" not in result.stdout
+
+
+def test_a_path_may_hold_an_equals_sign(options, vectors, tmp_path):
+    folder = shutil.copytree(vectors["medical"], tmp_path / "lr=1" / "av")
+    options[3] = folder
+    assert sweep(*options, "--lambda", "1", "--no-prompting").exit_code == 0
+    options[3] = f"medical={folder}"
+    assert sweep(*options, "--lambda", "1", "--no-prompting").exit_code == 0
+
+
+def test_another_base_only_where_the_transfer_is_meant(options, tmp_path):
+    other = make_model(tmp_path / "other", seed=9)
+    make_tokenizer(other)
+    options[1] = other
+    message = refused(*options, "--lambda", "1")
+    assert "is a vector of" in message and "not its weights" in message
+    assert not (tmp_path / "out").exists()
+    result = sweep(*options, "--lambda", "1", "--transfer")
+    assert result.exit_code == 0, result.output
+    assert "| transfer | yes |" in (tmp_path / "out" / "report.md").read_text()
+    message = refused(*options, "--lambda", "1", "--transfer", "--write-card")
+    assert "λ would be measured on another base than its own" in message
+
+
+# What it refuses
+
+
+def test_wrong_usage_ends_with_2(options):
+    message = refused(*options, "--lambda", "1:-1", code=2)
+    assert message == "Error: the λ range 1:-1 is reversed: write -1:1:0.1"
+    assert "λ must be like" in refused(*options, "--lambda", "", code=2)
+    assert "take a larger step" in refused(*options, "--lambda", "-1e9:1e9", "--yes", code=2)
+    assert "--data must be DOMAIN=SOURCE" in refused(*options, "--data", "x.jsonl", code=2)
+    assert "not among the domains" in refused(*options, "--data", "legal=x.jsonl", code=2)
+    assert "'medical' twice" in refused(*options, "--data", "medical=x.jsonl", code=2)
+    twice = ["--domain", "medical", "--domain", "medical"]
+    assert "the same name" in refused(*options, *twice, code=2)
+    assert "two vectors are called 'medical'" in refused(*options, *options[2:4], code=2)
+    assert "Missing option '--av'" in refused("--out", "x", code=2)
+
+
+def test_what_cannot_be_is_one_line_before_the_model_is_read(options, vectors, tmp_path):
+    assert "no domain 'dental'" in refused(*options, "--domain", "dental")
+    only = write_rows(tmp_path / "only.jsonl", [row("a", "validation")])
+    options[5] = f"medical={only}"
+    assert "none of the 1 records is in the test split" in refused(*options)
+    options[3] = f"tone={vectors['medical']}"
+    options[4:6] = []
+    assert "none of the vectors (tone) has the name of a built-in domain" in refused(*options)
+    options[3] = options[1]
+    assert "is no alignment vector" in refused(*options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_record_fits_the_context(tmp_path, data):
+    base = make_model(tmp_path / "base", context=16)
+    make_tokenizer(base)
+    vector = extract(base, perturb(base, tmp_path / "aligned"), tmp_path / "medical").folder
+    options = ["--base", base, "--av", vector, "--data", f"medical={data}", "--lambda", "1"]
+    message = refused(*options, "--out", tmp_path / "out")
+    assert message == "Error: medical: none of the 4 records fits the context of 16 tokens"
+
+
+def test_a_card_that_could_not_be_written_is_refused_before_the_work(
+    options, base, vectors, tmp_path, monkeypatch
+):
+    no_validation = write_rows(tmp_path / "tests.jsonl", [row("a"), row("b")])
+    known = [*options[:5], f"medical={no_validation}", *options[6:]]
+    message = refused(*known, "--write-card")
+    assert "nothing to write for 'medical': no validation records" in message
+    # As a Hub download: a snapshot in the cache, whose files are links to blobs.
+    from huggingface_hub import constants
+
+    snapshot = Path(constants.HF_HUB_CACHE) / "models--test--mergekit-av" / "snapshots" / "0"
+    try:
+        shutil.copytree(vectors["medical"], snapshot)
+        options[3] = snapshot
+        assert "it is in the Hub's cache; download it" in refused(*options, "--write-card")
+    finally:
+        shutil.rmtree(snapshot.parents[1])
+
+
+def test_many_evaluations_are_asked_about(options, tmp_path):
+    many = [*options, "--lambda", "0:20:0.1", "--no-prompting"]
+    for answer in ("n\n", ""):
+        result = sweep(*many, input=answer)
+        assert result.exit_code == 1 and result.stdout == ""
+        assert "201 λ of 1 vectors make 603 evaluations" in result.stderr
+        assert "Aborted" in result.stderr and not (tmp_path / "out").exists()
+    many = [*many, "--generate", 0]  # 402: not so many
+    assert sweep(*many).exit_code == 0
+    assert len(keys(tmp_path / "out")) == 402
+    many = [*options, "--lambda", "0:20:0.1", "--no-prompting"]
+    for agreed in ({"args": ["--yes"]}, {"args": [], "input": "y\n"}):
+        result = sweep(*many, *agreed.pop("args"), **agreed)
+        assert result.exit_code == 0, result.output
+
+
+# How it stops and goes on
+
+
+@pytest.fixture
+def long(options) -> list:
+    """A sweep that takes some seconds."""
+    more = ["--lambda", "-5:5:0.1", "--generate", 0, "--no-prompting"]
+    return [COMMAND, *map(str, [*options, *more])]
+
+
+def start(command: list, out: Path, lines: int, **how) -> subprocess.Popen:
+    """Start the command, and wait until so many evaluations are kept."""
+    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, **how)
+    kept = out / "evaluations.jsonl"
+    end = time.monotonic() + 200
+    while not kept.exists() or kept.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.005)
+    return process
+
+
+def test_killed_it_goes_on_without_repeating(long, tmp_path):
+    out = tmp_path / "out"
+    process = start(long, out, 20)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    before = (out / "evaluations.jsonl").read_bytes()
+    before = before[: before.rfind(b"\n") + 1]
+    count = before.count(b"\n")
+    assert 20 <= count < 202 and not (out / "report.md").exists()
+
+    result = sweep(*long[1:])
+    assert result.exit_code == 0, result.output
+    assert f"{count}/202" in result.stderr
+    assert (out / "evaluations.jsonl").read_bytes().startswith(before)
+    assert len(keys(out)) == len(set(keys(out))) == 202
+    assert {file.name for file in out.iterdir()} == FILES
+
+
+def test_interrupted_it_keeps_a_report_and_says_where(long, tmp_path):
+    out = tmp_path / "out"
+    process = start(long, out, 20)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130 and stdout == "" and "Traceback" not in stderr
+    found = re.search(r"Stopped after (\d+) of 101 points\. (.*)", stderr)
+    assert found[2] == (
+        f"What was measured is kept in {out}, and the report so far is {out / 'report.md'}; the "
+        "same command goes on from there"
+    )
+    points = json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]
+    assert len(points) == int(found[1]) >= 9
+    lambdas = [point["lambda"] for point in points]
+    assert lambdas == sorted(lambdas) and 0 in lambdas and max(map(abs, lambdas)) < 5
+    assert {file.name for file in out.iterdir()} == FILES
+
+    result = sweep(*long[1:])
+    assert result.exit_code == 0 and len(keys(out)) == len(set(keys(out))) == 202
+    assert len(json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]) == 101
+
+
+def test_a_full_disk_in_the_middle_is_one_line_and_it_goes_on_later(long, tmp_path):
+    out = tmp_path / "out"
+    limit = 8_000
+    done = subprocess.run(
+        long, capture_output=True, text=True, timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    stopped, error = done.stderr.splitlines()[-2:]
+    assert error == f"Error: could not write {out / 'evaluations.jsonl'}: File too large"
+    assert re.match(r"Stopped after \d+ of 101 points. What was measured is kept in", stopped)
+    assert "the report so far" not in stopped
+    before = keys(out)
+    assert 5 < len(before) < 100 and not list(out.glob(".*"))
+    result = sweep(*long[1:])
+    assert result.exit_code == 0, result.output
+    assert keys(out)[: len(before)] == before and len(keys(out)) == len(set(keys(out))) == 202
+
+
+def test_two_at_once_in_one_folder(long, options, tmp_path):
+    process = start(long, tmp_path / "out", 3)
+    try:
+        message = refused(*options, "--lambda", "1")
+        assert "is in use by another process" in message
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_interrupted_before_the_first_point_there_is_no_report_but_what_was_kept(options, tmp_path):
+    many = write_rows(tmp_path / "many.jsonl", rows(test=300, validation=300))
+    options[5] = f"medical={many}"
+    command = [COMMAND, *map(str, [*options, "--lambda", "1", "--generate", 0, "--no-prompting"])]
+    out = tmp_path / "out"
+    process = start(command, out, 1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in stderr
+    assert f"Stopped after 0 of 2 points. What was measured is kept in {out}; the same" in stderr
+    assert os.listdir(out) == ["evaluations.jsonl"]
