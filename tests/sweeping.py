@@ -52,6 +52,11 @@ def train(base: Path, out: Path) -> Path:
     return extract(base, aligned, out, name="medical").folder
 
 
+def in_process(*options: object) -> None:
+    """To be run in another process (`processes.start`)."""
+    av_sweep.main([str(option) for option in options], prog_name="av-sweep")
+
+
 def sweep(*options: object, **how: object) -> Result:
     """Run av-sweep in this process."""
     return CliRunner().invoke(av_sweep, [str(option) for option in options], **how)

@@ -4,19 +4,17 @@ import csv
 import json
 import os
 import re
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree
 
+import processes
 import pytest
 from conftest import make_model, make_tokenizer, perturb
 from matplotlib import image
-from sweeping import few, row, rows, sweep, train, write_rows
+from sweeping import few, in_process, row, rows, sweep, train, write_rows
 
 from mergekit_av import AVError
 from mergekit_av.checkpoint import Checkpoint, fingerprint
@@ -26,7 +24,6 @@ from mergekit_av.knobs import Knobs
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.vector import AlignmentVector
 
-COMMAND = Path(sys.executable).with_name("av-sweep")
 FILES = {"evaluations.jsonl", "report.md", "sweep.csv", "sweep.json", "sweep.png", "sweep.svg"}
 
 
@@ -441,20 +438,20 @@ def test_a_card_that_could_not_be_written_is_refused_before_the_work(
         shutil.rmtree(snapshot.parents[1])
 
 
-def test_many_evaluations_are_asked_about(options, tmp_path):
-    many = [*options, "--lambda", "0:20:0.1", "--no-prompting"]
+def test_many_evaluations_are_asked_about(options, aligned, tmp_path):
+    options[1] = aligned  # no base of the vector: refused as soon as the question is over
+    many = [*options, "--lambda", "0:20:0.1"]
     for answer in ("n\n", ""):
         result = sweep(*many, input=answer)
         assert result.exit_code == 1 and result.stdout == ""
         assert "201 λ of 1 vectors make 603 evaluations" in result.stderr
-        assert "Aborted" in result.stderr and not (tmp_path / "out").exists()
-    many = [*many, "--generate", 0]  # 402: not so many
-    assert sweep(*many).exit_code == 0
-    assert len(keys(tmp_path / "out")) == 402
-    many = [*options, "--lambda", "0:20:0.1", "--no-prompting"]
-    for agreed in ({"args": ["--yes"]}, {"args": [], "input": "y\n"}):
-        result = sweep(*many, *agreed.pop("args"), **agreed)
-        assert result.exit_code == 0, result.output
+        assert "Go on? [y/N]" in result.stderr and result.stderr.endswith("Aborted!\n")
+    result = sweep(*many, input="y\n")
+    assert "Go on?" in result.stderr and "not its weights" in result.stderr
+    for few_enough in (["--yes"], ["--generate", 0]):
+        result = sweep(*many, *few_enough)
+        assert "Go on?" not in result.stderr and "not its weights" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 # How it stops and goes on
@@ -463,99 +460,94 @@ def test_many_evaluations_are_asked_about(options, tmp_path):
 @pytest.fixture
 def long(options) -> list:
     """A sweep that takes some seconds."""
-    more = ["--lambda", "-5:5:0.1", "--generate", 0, "--no-prompting"]
-    return [COMMAND, *map(str, [*options, *more])]
+    return [*options, "--lambda", "-5:5:0.2", "--generate", 0, "--no-prompting"]
 
 
-def start(command: list, out: Path, lines: int, **how) -> subprocess.Popen:
-    """Start the command, and wait until so many evaluations are kept."""
-    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, **how)
-    kept = out / "evaluations.jsonl"
-    end = time.monotonic() + 200
+def start(folder: Path, options: list, lines: int, **how):
+    """Start the command in a process of its own, and stop it when so many evaluations are kept."""
+    process = processes.start(in_process, folder, *options, **how)
+    kept = folder / "out" / "evaluations.jsonl"
+    end = time.monotonic() + 250
     while not kept.exists() or kept.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.005)
+        assert process.is_alive() and time.monotonic() < end, processes.finish(process)
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGSTOP)
     return process
+
+
+def end(process, *signals: int) -> processes.Ended:
+    for number in (*signals, signal.SIGCONT):
+        os.kill(process.pid, number)
+    return processes.finish(process)
+
+
+def files(out: Path) -> set[str]:
+    return {file.name for file in out.iterdir()}
 
 
 def test_killed_it_goes_on_without_repeating(long, tmp_path):
     out = tmp_path / "out"
-    process = start(long, out, 20)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process = start(tmp_path, long, 20)
+    # Stopped, it still is at work: nobody else writes there.
+    assert "is in use by another process" in refused(*long)
+    assert end(process, signal.SIGKILL).code == -signal.SIGKILL
     before = (out / "evaluations.jsonl").read_bytes()
     before = before[: before.rfind(b"\n") + 1]
     count = before.count(b"\n")
-    assert 20 <= count < 202 and not (out / "report.md").exists()
+    assert 20 <= count < 102 and files(out) == {"evaluations.jsonl"}
 
-    result = sweep(*long[1:])
+    result = sweep(*long)
     assert result.exit_code == 0, result.output
-    assert f"{count}/202" in result.stderr
+    assert f"{count}/102" in result.stderr
     assert (out / "evaluations.jsonl").read_bytes().startswith(before)
-    assert len(keys(out)) == len(set(keys(out))) == 202
-    assert {file.name for file in out.iterdir()} == FILES
+    assert len(keys(out)) == len(set(keys(out))) == 102 and files(out) == FILES
 
 
 def test_interrupted_it_keeps_a_report_and_says_where(long, tmp_path):
     out = tmp_path / "out"
-    process = start(long, out, 20)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 130 and stdout == "" and "Traceback" not in stderr
-    found = re.search(r"Stopped after (\d+) of 101 points\. (.*)", stderr)
+    ended = end(start(tmp_path, long, 20), signal.SIGINT)
+    assert ended.code == 130 and ended.out == "" and ended.error == "Interrupted"
+    found = re.search(r"Stopped after (\d+) of 51 points\. (.*)", ended.err)
     assert found[2] == (
         f"What was measured is kept in {out}, and the report so far is {out / 'report.md'}; the "
         "same command goes on from there"
     )
     points = json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]
-    assert len(points) == int(found[1]) >= 9
+    assert 9 <= len(points) == int(found[1]) < 51
     lambdas = [point["lambda"] for point in points]
     assert lambdas == sorted(lambdas) and 0 in lambdas and max(map(abs, lambdas)) < 5
-    assert {file.name for file in out.iterdir()} == FILES
+    assert files(out) == FILES
 
-    result = sweep(*long[1:])
-    assert result.exit_code == 0 and len(keys(out)) == len(set(keys(out))) == 202
-    assert len(json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]) == 101
+    assert sweep(*long).exit_code == 0
+    assert len(keys(out)) == len(set(keys(out))) == 102
+    assert len(json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]) == 51
+
+
+def test_interrupted_before_the_first_point_there_is_no_report(options, tmp_path):
+    many = write_rows(tmp_path / "many.jsonl", rows(test=20, validation=400))
+    options[5] = f"medical={many}"
+    process = start(
+        tmp_path, [*options, "--lambda", "1", "--generate", 0, "--no-prompting"], 1
+    )  # fmt: skip
+    ended = end(process, signal.SIGINT)
+    assert ended.code == 130 and ended.error == "Interrupted"
+    out = tmp_path / "out"
+    assert f"Stopped after 0 of 2 points. What was measured is kept in {out}; the" in ended.err
+    assert files(out) == {"evaluations.jsonl"} and len(keys(out)) == 1
 
 
 def test_a_full_disk_in_the_middle_is_one_line_and_it_goes_on_later(long, tmp_path):
     out = tmp_path / "out"
-    limit = 8_000
-    done = subprocess.run(
-        long, capture_output=True, text=True, timeout=200,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
-    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    stopped, error = done.stderr.splitlines()[-2:]
-    assert error == f"Error: could not write {out / 'evaluations.jsonl'}: File too large"
-    assert re.match(r"Stopped after \d+ of 101 points. What was measured is kept in", stopped)
-    assert "the report so far" not in stopped
+    process = processes.start(in_process, tmp_path, *long, largest_file=12_000)
+    ended = processes.finish(process)
+    assert ended.code == 1 and ended.out == ""
+    assert ended.error == f"Error: could not write {out / 'evaluations.jsonl'}: File too large"
+    said = re.search(
+        r"Stopped after (\d+) of 51 points\. What was measured is kept in (.*)", ended.err
+    )
+    assert said and "the report so far" not in said[2]
     before = keys(out)
     assert 5 < len(before) < 100 and not list(out.glob(".*"))
-    result = sweep(*long[1:])
+    result = sweep(*long)
     assert result.exit_code == 0, result.output
-    assert keys(out)[: len(before)] == before and len(keys(out)) == len(set(keys(out))) == 202
-
-
-def test_two_at_once_in_one_folder(long, options, tmp_path):
-    process = start(long, tmp_path / "out", 3)
-    try:
-        message = refused(*options, "--lambda", "1")
-        assert "is in use by another process" in message
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_interrupted_before_the_first_point_there_is_no_report_but_what_was_kept(options, tmp_path):
-    many = write_rows(tmp_path / "many.jsonl", rows(test=300, validation=300))
-    options[5] = f"medical={many}"
-    command = [COMMAND, *map(str, [*options, "--lambda", "1", "--generate", 0, "--no-prompting"])]
-    out = tmp_path / "out"
-    process = start(command, out, 1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in stderr
-    assert f"Stopped after 0 of 2 points. What was measured is kept in {out}; the same" in stderr
-    assert os.listdir(out) == ["evaluations.jsonl"]
+    assert keys(out)[: len(before)] == before and len(keys(out)) == len(set(keys(out))) == 102

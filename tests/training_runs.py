@@ -1,38 +1,16 @@
 """What the tests of av-train share: a tiny domain, and the command in processes of its own."""
 
-import gc
 import json
-import multiprocessing
 import os
 import re
-import resource
 import signal
 import socket
 import sys
-import threading
-from dataclasses import dataclass
 from pathlib import Path
 
+import processes
 import yaml
-
-# Processes are forked from one that has imported everything: a start takes no seven seconds.
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["mergekit_av.training.dpo", "mergekit_av.training.cli"])
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that is over: exit code (-9 where it was killed), stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The last line of stderr, where an expected failure says what is wrong."""
-        assert "Traceback" not in self.err, self.err
-        return self.err.rstrip().splitlines()[-1]
+from processes import Ended, finish
 
 
 def write_domain(
@@ -92,23 +70,8 @@ def start(
             `write runs/tone/history.json`, `read …`, `rename A -> B`, `rmtree runs/tone/data`.
         largest_file: bytes; writing more fails, as on a full disk.
     """
-    process = _server.Process(
-        target=_run,
-        args=(folder, [str(option) for option in options], kill_at, times, largest_file),
-        kwargs=environment or {},
-    )
-    process.start()
-    process.log = folder / f".log-{process.pid}"
-    return process
-
-
-def finish(process) -> Ended:
-    process.join(timeout=280)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    out, err = (process.log.with_suffix(suffix) for suffix in (".out", ".err"))
-    return Ended(process.exitcode, out.read_text("utf-8"), err.read_text("utf-8"))
+    arguments = [str(option) for option in options], kill_at, times, environment or {}
+    return processes.start(_run, folder, *arguments, largest_file=largest_file)
 
 
 def in_two_processes(folder: Path, *options: object, **how: object) -> list[Ended]:
@@ -117,31 +80,20 @@ def in_two_processes(folder: Path, *options: object, **how: object) -> list[Ende
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
+    both = [
         start(folder, *options, environment={**world, "RANK": rank, "LOCAL_RANK": rank}, **how)
         for rank in ("0", "1")
     ]
-    return [finish(process) for process in processes]
+    return [finish(process) for process in both]
 
 
-def _run(folder, options, kill_at, times, largest_file, **environment) -> None:
-    import torch
-    from tqdm import tqdm
-
+def _run(options: list[str], kill_at: str | None, times: int, environment: dict) -> None:
     from mergekit_av.training.cli import av_train
 
-    os.chdir(folder)
     os.environ.update(environment)
-    for stream, suffix in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f".log-{os.getpid()}.{suffix}", os.O_WRONLY | os.O_CREAT), stream)
-    torch.set_num_threads(1)
-    gc.freeze()  # what was imported is no garbage: collecting it again takes half of a run
-    tqdm.set_lock(threading.RLock())  # the default leaks a semaphore where the process is killed
     if kill_at is not None:
         _kill_at(re.compile(kill_at), times)
-    if largest_file is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.exit(av_train.main(options, prog_name="av-train"))
+    av_train.main(options, prog_name="av-train")
 
 
 def _kill_at(pattern: re.Pattern, times: int) -> None:
