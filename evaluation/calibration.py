@@ -54,7 +54,8 @@ def calibrate(
     points: Sequence[Point], vector: str, domain: str, usable: tuple[float, float] | None
 ) -> Calibration:
     """For each level, the λ of the highest accuracy on validation records; where several have it,
-    the one of the largest margin, then the one nearest to 0.
+    the one nearest to 0, which changes least. A level that no record prefers anywhere gets the λ of
+    its largest margin.
 
     Args:
         points: of one vector, each with the domain's validation and test splits.
@@ -66,7 +67,8 @@ def calibrate(
     def best(level: str, lambdas: Sequence[float]) -> Best:
         def rank(value: float) -> tuple[float, float, float]:
             result = by_lambda[value].results[domain, "validation"]
-            return result.accuracy[level].value, margin(result, level), -abs(value)
+            share = result.accuracy[level].value
+            return share, -abs(value) if share else 0.0, margin(result, level)
 
         value = max(lambdas, key=rank)
         test = by_lambda[value].results[domain, "test"]

@@ -51,15 +51,18 @@ def test_validation_chooses_and_test_reports():
     assert found.best_usable == found.best
 
 
-def test_ties_go_to_the_larger_margin_and_then_to_the_smaller_change():
+def test_ties_go_to_the_smaller_change_and_then_to_the_larger_margin():
     points = [
         point(-2.0, [WARM], [WARM]),
         point(0.0, [BARELY], [WARM]),
         point(0.5, [WARM], [WARM]),
         point(1.0, [BARELY], [WARM]),
     ]
-    assert calibrate(points, "tone", "tone", None).best["warm"].value == 0.5
-    assert calibrate(points[::-1], "tone", "tone", None).best["warm"].value == 0.5
+    assert calibrate(points, "tone", "tone", None).best["warm"].value == 0.0
+    assert calibrate(points[::-1], "tone", "tone", None).best["warm"].value == 0.0
+    aside = [p for p in points if p.lambdas["tone"]] + [point(-0.5, [BARELY], [WARM])]
+    assert calibrate(aside, "tone", "tone", None).best["warm"].value == 0.5
+    assert calibrate(aside[::-1], "tone", "tone", None).best["warm"].value == 0.5
     # Where no record prefers it, the least bad one.
     assert calibrate(points, "tone", "tone", None).best["cold"].value == 0.0
 
