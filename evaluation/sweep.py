@@ -20,7 +20,7 @@ from mergekit_av.records import Record
 
 from .accuracy import Result, choose, summarise
 from .answers import Answer, greedy_answers
-from .fluency import Fluency, fluency
+from .fluency import Fluency, answers_log_prob, fluency
 from .store import Store
 
 if TYPE_CHECKING:
@@ -209,15 +209,15 @@ class Evaluator:
                     model, self.tokenizer, task.records, max_new_tokens, progress=False
                 )
             with self._at({}) as base:
-                seen = fluency(base, self.tokenizer, task.records, answers)
+                log_prob = answers_log_prob(base, self.tokenizer, task.records, answers)
             return {
                 "answers": {id: asdict(answer) for id, answer in answers.items()},
-                "fluency": asdict(seen),
+                "log_prob": log_prob,
             }
 
         kept = self._kept(self._key(lambdas, task, max_new_tokens), measure)
         answers = {id: Answer(**answer) for id, answer in kept["answers"].items()}
-        return answers, Fluency(**kept["fluency"])
+        return answers, fluency(answers, kept["log_prob"])
 
     def _at(self, lambdas: Mapping[str, float]):
         return self.knobs.at({**dict.fromkeys(self.knobs.vectors, 0.0), **lambdas})

@@ -7,7 +7,13 @@ from sweeping import few
 
 from mergekit_av import AVError
 from mergekit_av.evaluation.answers import Answer, greedy_answers
-from mergekit_av.evaluation.fluency import Fluency, fluency, repeated_share, usable_range
+from mergekit_av.evaluation.fluency import (
+    Fluency,
+    answers_log_prob,
+    fluency,
+    repeated_share,
+    usable_range,
+)
 from mergekit_av.logprobs import mean_log_probs
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.records import Record
@@ -28,35 +34,35 @@ BROKEN = Fluency(log_prob=-9.0, repeated=0.9, unended=1.0)
     ],
 )
 def test_the_share_of_4_grams_that_stood_there_before(text, share):
-    assert repeated_share(text) == pytest.approx(share)
+    assert repeated_share([text]) == pytest.approx(share)
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from("ab"), max_size=12), st.lists(st.sampled_from("cd"), max_size=12))
 def test_repetition_is_a_share_and_grows_with_it(some, others):
     text = " ".join(some + others)
-    assert 0 <= repeated_share(text) < 1
+    assert 0 <= repeated_share([text]) < 1
     if len(some) >= 4:
-        assert repeated_share(" ".join(some * 2)) >= repeated_share(" ".join(some))
+        assert repeated_share([" ".join(some * 2)]) >= repeated_share([" ".join(some)])
 
 
 @settings(deadline=None)
 @given(st.lists(st.text("abc", min_size=1), unique=True))
 def test_words_that_are_all_different_repeat_nothing(words):
-    assert repeated_share(" ".join(words)) == 0
+    assert repeated_share([" ".join(words)]) == 0
 
 
 def answered(base, records, texts, ended=True):
     model, tokenizer = load_model(base), load_tokenizer(base)
     answers = {r.id: Answer(text, ended) for r, text in zip(records, texts, strict=True)}
-    return fluency(model, tokenizer, records, answers)
+    return fluency(answers, answers_log_prob(model, tokenizer, records, answers))
 
 
-def test_each_number_is_a_mean_over_the_answers(base, tmp_path):
+def test_the_numbers_are_those_of_all_answers(base, tmp_path):
     _, records = few(tmp_path, test=2, validation=0)
     texts = ["Rest a day.", "no no no no no"]
     seen = answered(base, records, texts)
-    assert (seen.repeated, seen.unended) == (1 / 4, 0)
+    assert (seen.repeated, seen.unended) == (1 / 2, 0)
     assert answered(base, records, texts, ended=False).unended == 1
     written = [
         Record(r.id, r.prompt, {"a": text}, "test") for r, text in zip(records, texts, strict=True)
@@ -89,14 +95,15 @@ def test_a_model_that_loops_and_one_that_says_nothing_are_told_apart(base, tmp_p
     looping, _ = model_that_always_says(tmp_path, word[0])
     answers = greedy_answers(looping, tokenizer, records, 30, progress=False)
     assert {answer.text for answer in answers.values()} == {" ".join(["the"] * 30)}
-    seen = fluency(speaker, tokenizer, records, answers)
-    assert seen.repeated == pytest.approx(26 / 27) and seen.unended == 1
+    seen = fluency(answers, answers_log_prob(speaker, tokenizer, records, answers))
+    # Three answers of 27 4-grams, all of them the same one.
+    assert seen.repeated == pytest.approx(80 / 81) and seen.unended == 1
     assert not seen.holds(BASE)
 
     silent, _ = model_that_always_says(tmp_path, tokenizer.eos_token_id)
     answers = greedy_answers(silent, tokenizer, records, 30, progress=False)
     assert set(answers.values()) == {Answer("", ended=True)}
-    seen = fluency(speaker, tokenizer, records, answers)
+    seen = fluency(answers, answers_log_prob(speaker, tokenizer, records, answers))
     assert (seen.repeated, seen.unended) == (0, 0)
 
 
@@ -107,7 +114,7 @@ def test_fragments_are_less_probable_under_a_base_that_knows_better(base, tmp_pa
     answers = {r.id: Answer("the the the", True) for r in records}
     fragments = {r.id: Answer("x(] ;", True) for r in records}
     own, broken = (
-        fluency(speaker, tokenizer, records, some).log_prob for some in (answers, fragments)
+        answers_log_prob(speaker, tokenizer, records, some) for some in (answers, fragments)
     )
     assert broken < own - 1
 
@@ -121,6 +128,14 @@ def test_an_answer_too_long_to_read_again_is_left_out(tmp_path):
     assert both.log_prob == pytest.approx(whole.log_prob)
     with pytest.raises(AVError, match="no answer fits the model's context"):
         answered(folder, records, ["\ufffd" * 100] * 2)
+
+
+def test_the_same_answer_to_every_query_is_repetition():
+    answer = "I am a helpful assistant."
+    assert repeated_share([answer]) == 0
+    assert repeated_share([answer, answer, answer]) == pytest.approx(2 / 3)
+    assert repeated_share([answer, "Rest a day or two."]) == 0
+    assert not fluency({"a": Answer(answer, True), "b": Answer(answer, True)}, -1.5).holds(BASE)
 
 
 def test_the_guard_is_relative_to_the_base():

@@ -16,7 +16,7 @@ from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import load_domain
 from mergekit_av.evaluation.accuracy import evaluate
 from mergekit_av.evaluation.answers import greedy_answers
-from mergekit_av.evaluation.fluency import fluency
+from mergekit_av.evaluation.fluency import answers_log_prob, fluency
 from mergekit_av.evaluation.store import Store
 from mergekit_av.evaluation.sweep import Evaluator, asking_for, make_task, parse_lambdas, sweep
 from mergekit_av.knobs import Knobs
@@ -199,7 +199,8 @@ def test_it_measures_what_mergekit_would_have_written(make, base, vectors, tmp_p
     answers, seen = evaluator.written({"medical": value}, task, 8)
     assert answers == greedy_answers(merged, evaluator.tokenizer, task.records, 8, progress=False)
     original = load_model(base, dtype="bfloat16")
-    assert seen == fluency(original, evaluator.tokenizer, task.records, answers)
+    log_prob = answers_log_prob(original, evaluator.tokenizer, task.records, answers)
+    assert seen == fluency(answers, log_prob)
 
 
 def test_afterwards_the_model_is_its_base_again(make, base, tmp_path):
