@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # How much worse than the base's own answers is still language. Chosen by reading what three vectors
-# of a 135 M model wrote (docs/sweep.md): language at .58 nats and .15 repeated, none at .70 or .33.
+# of a 135 M model wrote (docs/sweep.md): language at .58 nats less, none at .70 less or .28 repeated
+# more.
 LOG_PROB_MARGIN = 0.6
 REPETITION_MARGIN = 0.2
 UNENDED_MARGIN = 0.5
