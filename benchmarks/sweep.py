@@ -32,7 +32,7 @@ def main(repeat, base, records, points, dtype):
         folder = fabricate(base, Path(scratch))
         model, tokenizer = load_model(folder, dtype=dtype), load_tokenizer(folder)
         domain = load_domain("medical")
-        task = make_task(model, tokenizer, domain, load_records(domain), "test", records)
+        task = make_task(model, tokenizer, domain, load_records(domain), "test", limit=records)
         knobs = Knobs(model, {"medical": Path(scratch) / "vectors" / "medical"})
         lambdas = [(i - points // 2) / 10 for i in range(points)]
 

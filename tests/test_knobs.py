@@ -558,7 +558,9 @@ def test_a_buffer_that_a_vector_leaves_alone(base, tmp_path):
 
 def test_a_tensor_that_the_model_does_not_have_is_refused(model, av):
     with_tensor(av, "model.adapter.weight", 0.5)
-    with pytest.raises(AVError, match=r"adapter.weight is \(4,\) in the vector and missing in the model"):
+    with pytest.raises(
+        AVError, match=r"adapter.weight is \(4,\) in the vector and missing in the model"
+    ):
         Knobs(model, legal=av, transfer=True)
 
 
