@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergekit_av.arithmetic import ROUNDINGS
 from mergekit_av.cli import command
 from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
@@ -59,7 +58,7 @@ MANY = 500
     "--max-new-tokens", type=click.IntRange(min=1), default=80, help="Where answers are cut."
 )
 @click.option("--prompting/--no-prompting", default=True, help="Compare with asking in words.")
-@click.option("--rounding", type=click.Choice(ROUNDINGS), default="stochastic")
+@click.option("--rounding", type=click.Choice(["stochastic", "nearest"]), default="stochastic")
 @click.option("--seed", default=0, help="Of the stochastic rounding.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "auto"]), default="float32",

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -64,6 +65,8 @@ def _call(run: Callable, folder: Path, arguments: tuple, largest_file: int | Non
     from tqdm import tqdm
 
     os.chdir(folder)
+    # As in a terminal, also where the tests run in the background, which ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, suffix in ((1, "out"), (2, "err")):
         os.dup2(os.open(f".log-{os.getpid()}.{suffix}", os.O_WRONLY | os.O_CREAT), stream)
     torch.set_num_threads(1)
