@@ -131,6 +131,12 @@ def hidden_states(model: "PreTrainedModel", row: Row) -> torch.Tensor:
 
 @contextmanager
 def _packed_attention(config: "PreTrainedConfig") -> Iterator[None]:
+    """Attention of each sequence by itself, while the block lasts.
+
+    Raises:
+        NotImplementedError: for other attention than sdpa; `can_pack` takes it for a no, so that
+            such a model is scored the plain way and no user sees it. (`_attend` does the same.)
+    """
     from transformers import AttentionInterface
 
     usual = config._attn_implementation
