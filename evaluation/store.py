@@ -15,7 +15,8 @@ VERSION = 1
 
 
 class Store:
-    """A file of evaluations, one JSON object a line: `key` says of what, `value` what came out.
+    """A file of evaluations, one JSON object a line: `key` says of what, `value` what came out, and
+    `seconds` how long it took.
 
     A line is on disk when `put` returns. What a killed process left of a line is cut off when the
     file is opened next. One process at a time; close it, or use it in a `with`.
@@ -45,7 +46,7 @@ class Store:
             self._stream.close()
             raise
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, tuple[Any, float]]:
         self._stream.seek(0)
         content = self._stream.read()
         whole = content.rfind(b"\n") + 1
@@ -55,7 +56,8 @@ class Store:
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 entry = json.loads(line)
-                values[_digest(entry["key"])] = entry["value"]
+                # An older store does not say how long.
+                values[_digest(entry["key"])] = entry["value"], float(entry.get("seconds", 0))
             except (ValueError, KeyError, TypeError) as error:
                 raise AVError(
                     f"{self.file}, line {number} is no evaluation: remove the line or the file"
@@ -64,9 +66,19 @@ class Store:
 
     def get(self, key: Mapping[str, Any]) -> Any | None:
         """What was put under the key, or None."""
-        return self._values.get(_digest({**key, "version": VERSION}))
+        return self._entry(key)[0]
 
-    def put(self, key: Mapping[str, Any], value: Any) -> None:
+    def seconds(self, key: Mapping[str, Any]) -> float:
+        """How long what was put under the key took; 0 where there is nothing, or it does not say."""
+        return self._entry(key)[1]
+
+    def __contains__(self, key: Mapping[str, Any]) -> bool:
+        return self._entry(key)[0] is not None
+
+    def _entry(self, key: Mapping[str, Any]) -> tuple[Any, float]:
+        return self._values.get(_digest({**key, "version": VERSION}), (None, 0.0))
+
+    def put(self, key: Mapping[str, Any], value: Any, seconds: float = 0.0) -> None:
         """Keep a value (JSON) under a key.
 
         Raises:
@@ -74,21 +86,24 @@ class Store:
                 held before.
         """
         key = {**key, "version": VERSION}
-        text = json.dumps({"key": key, "value": value}, ensure_ascii=False, allow_nan=False)
+        entry = {"key": key, "value": value, "seconds": round(seconds, 3)}
+        text = json.dumps(entry, ensure_ascii=False, allow_nan=False)
         end = self._stream.seek(0, os.SEEK_END)
+        rest = memoryview(text.encode() + b"\n")
         try:
-            rest = memoryview(text.encode() + b"\n")
             while rest:
                 rest = rest[self._stream.write(rest) :]
             os.fsync(self._stream.fileno())
         except BaseException as error:
-            # A later line must not be joined to half of this one.
-            self._stream.truncate(end)
+            # A later line must not be joined to half of this one. Interrupted, a whole one stays.
+            if rest or isinstance(error, OSError):
+                self._stream.truncate(end)
             if isinstance(error, OSError):
                 raise AVError(f"could not write {self.file}: {error.strerror}") from error
             raise
         # As it will be read again.
-        self._values[_digest(key)] = json.loads(text)["value"]
+        entry = json.loads(text)
+        self._values[_digest(key)] = entry["value"], entry["seconds"]
 
     def __len__(self) -> int:
         return len(self._values)

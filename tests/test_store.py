@@ -23,7 +23,7 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess:
 def file(tmp_path):
     """A file with one evaluation."""
     with Store(tmp_path / "runs" / "evaluations.jsonl") as store:
-        store.put(KEY, [1.5, -0.25])
+        store.put(KEY, [1.5, -0.25], 2.5)
     return tmp_path / "runs" / "evaluations.jsonl"
 
 
@@ -44,7 +44,18 @@ def test_the_order_of_a_keys_entries_does_not_matter(file):
 
 def test_each_line_says_of_what_it_is(file):
     entry = json.loads(file.read_text())
-    assert entry == {"key": {**KEY, "version": 1}, "value": [1.5, -0.25]}
+    assert entry == {"key": {**KEY, "version": 1}, "value": [1.5, -0.25], "seconds": 2.5}
+
+
+def test_how_long_each_took_is_known_where_the_file_says_it(file):
+    with Store(file) as store:
+        assert KEY in store and store.seconds(KEY) == 2.5
+        assert {"base": "other"} not in store and store.seconds({"base": "other"}) == 0
+    entry = json.loads(file.read_text())
+    del entry["seconds"]
+    file.write_text(json.dumps(entry) + "\n")
+    with Store(file) as store:
+        assert KEY in store and store.get(KEY) == [1.5, -0.25] and store.seconds(KEY) == 0
 
 
 def test_an_evaluation_of_another_version_is_not_ours(file):
