@@ -24,8 +24,11 @@ TARGET = 1.2
 def main(repeat, base, records, points, dtype):
     """Time of a sweep over `--points` λ, against as many times `mean_log_probs`."""
     from mergekit_av import Knobs, load_domain, load_records, mean_log_probs
+    from mergekit_av.evaluation.evaluator import Evaluator, Identity
+    from mergekit_av.evaluation.measurer import Measurer
     from mergekit_av.evaluation.store import Store
-    from mergekit_av.evaluation.sweep import Evaluator, make_task, sweep
+    from mergekit_av.evaluation.sweep import sweep
+    from mergekit_av.evaluation.tasks import make_task
     from mergekit_av.models import load_model, load_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -34,13 +37,14 @@ def main(repeat, base, records, points, dtype):
         domain = load_domain("medical")
         task = make_task(model, tokenizer, domain, load_records(domain), "test", limit=records)
         knobs = Knobs(model, {"medical": Path(scratch) / "vectors" / "medical"})
+        measurer = Measurer(knobs, model, tokenizer)
         lambdas = [(i - points // 2) / 10 for i in range(points)]
 
         def swept() -> Run:
             store = Path(scratch) / f"{time.monotonic_ns()}.jsonl"
             start = time.perf_counter()
             with Store(store) as kept:
-                evaluator = Evaluator(knobs, model, tokenizer, "base", kept)
+                evaluator = Evaluator(measurer, Identity.of(measurer, "base"), kept)
                 list(sweep(evaluator, "medical", lambdas, [task]))
             return Run(time.perf_counter() - start)
 

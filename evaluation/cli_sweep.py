@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_av.cli import command
-from mergekit_av.domains import Domain, built_in_domains, load_domain
+from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 
+from .inputs import load_all_records, load_domains, machine, open_vectors
+
 if TYPE_CHECKING:
-    from mergekit_av.records import Record
     from mergekit_av.vector import AlignmentVector
 
     from .calibration import Best
+    from .evaluator import Evaluator
     from .report import Report, Sweep
-    from .sweep import Evaluator, Task
+    from .tasks import Task
 
 VERSIONS = ("mergekit-av", "mergekit", "torch", "transformers")
 STORE = "evaluations.jsonl"
@@ -94,9 +95,9 @@ def av_sweep(
     except AVError as error:
         raise click.UsageError(error.message) from None
     load_pyplot()  # if it is missing, better said now than after hours
-    vectors = _vectors(avs)
-    scored = _domains(domains, vectors)
-    records = _records(scored, data)
+    vectors = open_vectors(avs)
+    scored = load_domains(domains, vectors)
+    records = load_all_records(scored, data)
     calibrated = {
         name for name in vectors if any(r.split == "validation" for r in records.get(name, []))
     }
@@ -115,9 +116,11 @@ def av_sweep(
     from mergekit_av.knobs import Knobs
     from mergekit_av.models import load_model, load_tokenizer, resolve
 
+    from .evaluator import Evaluator, Identity
+    from .measurer import Measurer
     from .report import Report
     from .store import Store
-    from .sweep import Evaluator, make_task
+    from .tasks import make_task
 
     source = base_or_default(base)
     identity = fingerprint(Checkpoint(resolve(source)))
@@ -129,6 +132,7 @@ def av_sweep(
     if notice := ensure_chat_template(tokenizer):
         click.echo(f"{source}: {notice}", err=True)
     knobs = Knobs(model, vectors, rounding=rounding, seed=seed, transfer=transfer)
+    measurer = Measurer(knobs, model, tokenizer)
 
     def task(domain: Domain, split: str, limit: int | None = max_records, new_tokens: int = 0):
         return make_task(
@@ -158,14 +162,14 @@ def av_sweep(
             "dtype": str(model.dtype).removeprefix("torch."),
             "rounding": f"{rounding}, seed {seed}",
             "records": _counts(plans),
-            "device": _machine(model),
+            "device": machine(str(model.device)),
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
             "command": shlex.join(["av-sweep", *sys.argv[1:]]),
         },
         scored,
     )
     with Store(out / STORE) as store:
-        evaluator = Evaluator(knobs, model, tokenizer, identity, store)
+        evaluator = Evaluator(measurer, Identity.of(measurer, identity), store)
         try:
             _measure(report, evaluator, plans, values, max_new_tokens, prompting)
         except (KeyboardInterrupt, AVError):
@@ -261,59 +265,6 @@ def summary(sweep: "Sweep") -> str:
     return "\n".join(lines)
 
 
-def _vectors(avs: tuple[str, ...]) -> "dict[str, AlignmentVector]":
-    """Name → vector; its own name where none was given."""
-    from mergekit_av.vector import AlignmentVector
-
-    vectors = {}
-    for text in avs:
-        name, sign, source = text.partition("=")
-        if not sign or "/" in name:  # a path may hold the sign
-            name, source = "", text
-        vector = AlignmentVector.open(source)
-        name = name or vector.metadata.name
-        if name in vectors:
-            raise click.UsageError(f"two vectors are called {name!r}: write --av NAME={source}")
-        vectors[name] = vector
-    return vectors
-
-
-def _domains(names: tuple[str, ...], vectors: Mapping[str, Any]) -> list[Domain]:
-    """Those named; without any, each vector's own."""
-    chosen = [load_domain(name) for name in names]
-    if not chosen:
-        known = built_in_domains()
-        chosen = [load_domain(name) for name in vectors if name in known]
-    if not chosen:
-        raise AVError(
-            f"none of the vectors ({', '.join(vectors)}) has the name of a built-in domain: pass "
-            "--domain, and the vector as NAME=AV where NAME is its domain's"
-        )
-    if len({domain.name for domain in chosen}) < len(chosen):
-        raise click.UsageError("two of the domains have the same name")
-    return chosen
-
-
-def _records(domains: list[Domain], data: tuple[str, ...]) -> "dict[str, list[Record]]":
-    """Domain → its records, or those that --data names; some of them for testing."""
-    from mergekit_av.records import load_records, require_splits
-
-    sources = {}
-    for text in data:
-        name, sign, source = text.partition("=")
-        if not (name and sign and source):
-            raise click.UsageError(f"--data must be DOMAIN=SOURCE, not {text!r}")
-        if name not in {domain.name for domain in domains}:
-            raise click.UsageError(f"--data names {name!r}, which is not among the domains")
-        if name in sources:
-            raise click.UsageError(f"--data names {name!r} twice")
-        sources[name] = source
-    records = {domain.name: load_records(domain, sources.get(domain.name)) for domain in domains}
-    for name, some in records.items():
-        require_splits(some, "test", source=name)
-    return records
-
-
 def _check_card(name: str, vector: "AlignmentVector", calibrated: set[str], identity: str) -> None:
     """Raise AVError, before anything is measured, where a vector could get no calibration."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -359,11 +310,3 @@ def _counts(plans: list[Plan]) -> dict[str, str]:
         + (f" ({len(task.too_long)} longer than the context left out)" if task.too_long else "")
         for (name, split), task in tasks.items()
     }
-
-
-def _machine(model: Any) -> str:
-    if model.device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(model.device)
-    return f"{model.device}, {platform.machine()}, {os.cpu_count()} cores"

@@ -13,7 +13,8 @@ from mergekit_av.chat import encode
 from mergekit_av.records import Record
 
 from .accuracy import Result
-from .sweep import Evaluator, Task, asking_for
+from .evaluator import Evaluator
+from .tasks import Task, asking_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +42,7 @@ def baseline(evaluator: Evaluator, task: Task) -> dict[str | None, tuple[Result,
     Raises:
         AVError: an instruction leaves no record that fits the context.
     """
-    model, tokenizer = evaluator.model, evaluator.tokenizer
+    model, tokenizer = evaluator.engine.model, evaluator.engine.tokenizer
     tasks = [task, *(asking_for(model, tokenizer, task, level) for level in task.domain.prompts)]
     bar = tqdm(tasks, desc=f"Asking in words, {task.name}", unit="wording")
     results = [evaluator.result({}, one) for one in bar]

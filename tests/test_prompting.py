@@ -5,9 +5,11 @@ from sweeping import few
 
 from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.evaluation.accuracy import evaluate
+from mergekit_av.evaluation.evaluator import Evaluator, Identity
+from mergekit_av.evaluation.measurer import Measurer
 from mergekit_av.evaluation.prompting import baseline, costs
 from mergekit_av.evaluation.store import Store
-from mergekit_av.evaluation.sweep import Evaluator, asking_for, make_task
+from mergekit_av.evaluation.tasks import asking_for, make_task
 from mergekit_av.knobs import Knobs
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.records import Record
@@ -20,8 +22,8 @@ def test_the_baseline_is_the_base_with_an_instruction_in_each_query(
     domain, records = few(tmp_path)
     task = make_task(model, tokenizer, domain, records, "test")
     with Store(tmp_path / "evaluations.jsonl") as store:
-        knobs = Knobs(model, medical=vectors["medical"])
-        evaluator = Evaluator(knobs, model, tokenizer, fingerprint(Checkpoint(base)), store)
+        measurer = Measurer(Knobs(model, medical=vectors["medical"]), model, tokenizer)
+        evaluator = Evaluator(measurer, Identity.of(measurer, fingerprint(Checkpoint(base))), store)
         found = baseline(evaluator, task)
         assert len(store) == 4
     assert list(found) == [None, "expert", "generic", "avoidance"]

@@ -16,9 +16,12 @@ from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import load_domain
 from mergekit_av.evaluation.accuracy import evaluate
 from mergekit_av.evaluation.answers import greedy_answers
+from mergekit_av.evaluation.evaluator import Evaluator, Identity
 from mergekit_av.evaluation.fluency import answers_log_prob, fluency
+from mergekit_av.evaluation.measurer import Job, Measurer
 from mergekit_av.evaluation.store import Store
-from mergekit_av.evaluation.sweep import Evaluator, asking_for, make_task, parse_lambdas, sweep
+from mergekit_av.evaluation.sweep import parse_lambdas, sweep
+from mergekit_av.evaluation.tasks import asking_for, make_task
 from mergekit_av.knobs import Knobs
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.records import Record, load_records
@@ -169,7 +172,8 @@ def make(base, vectors, tmp_path):
         store = stores[0] if stores else Store(tmp_path / "evaluations.jsonl")
         stores.append(store)
         identity = fingerprint(Checkpoint(source))
-        return Evaluator(knobs, model, load_tokenizer(source), identity, store)
+        measurer = Measurer(knobs, model, load_tokenizer(source))
+        return Evaluator(measurer, Identity.of(measurer, identity), store)
 
     yield make
     for store in stores:
@@ -177,7 +181,9 @@ def make(base, vectors, tmp_path):
 
 
 def task_of(evaluator, domain, records, split="test", **options):
-    return make_task(evaluator.model, evaluator.tokenizer, domain, records, split, **options)
+    return make_task(
+        evaluator.engine.model, evaluator.engine.tokenizer, domain, records, split, **options
+    )
 
 
 @pytest.mark.parametrize("value", [-0.7, 1.0])
@@ -192,14 +198,16 @@ def test_it_measures_what_mergekit_would_have_written(make, base, vectors, tmp_p
     merge(recipe, tmp_path / "merged")
     merged = load_model(tmp_path / "merged", dtype="bfloat16")
     assert found == evaluate(
-        merged, evaluator.tokenizer, domain, records, split="validation", progress=False
+        merged, evaluator.engine.tokenizer, domain, records, split="validation", progress=False
     )
     assert found != evaluator.result({}, task)
 
     answers, seen = evaluator.written({"medical": value}, task, 8)
-    assert answers == greedy_answers(merged, evaluator.tokenizer, task.records, 8, progress=False)
+    assert answers == greedy_answers(
+        merged, evaluator.engine.tokenizer, task.records, 8, progress=False
+    )
     original = load_model(base, dtype="bfloat16")
-    log_prob = answers_log_prob(original, evaluator.tokenizer, task.records, answers)
+    log_prob = answers_log_prob(original, evaluator.engine.tokenizer, task.records, answers)
     assert seen == fluency(answers, log_prob)
 
 
@@ -209,20 +217,20 @@ def test_afterwards_the_model_is_its_base_again(make, base, tmp_path):
     evaluator.result({"medical": 1.5}, task)
     evaluator.written({"medical": 1.5}, task, 4)
     original = load_model(base).state_dict()
-    state = evaluator.model.state_dict()
+    state = evaluator.engine.model.state_dict()
     assert all(torch.equal(state[name], original[name]) for name in original)
-    assert evaluator.knobs.lambdas == {"medical": 0}
+    assert evaluator.engine.knobs.lambdas == {"medical": 0}
 
 
 def test_what_was_measured_is_read_back(make, tmp_path):
     evaluator = make()
     task = task_of(evaluator, *few(tmp_path))
     setting = {"medical": 0.5}
-    assert not evaluator.holds(setting, task) and not evaluator.holds(setting, task, 4)
+    assert not evaluator.holds(Job(setting, task)) and not evaluator.holds(Job(setting, task, 4))
     first = evaluator.result(setting, task), evaluator.written(setting, task, 4)
-    assert evaluator.holds(setting, task) and evaluator.holds(setting, task, 4)
-    assert not evaluator.holds(setting, task, 5)
-    evaluator.knobs.detach()  # nothing can be measured any more
+    assert evaluator.holds(Job(setting, task)) and evaluator.holds(Job(setting, task, 4))
+    assert not evaluator.holds(Job(setting, task, 5))
+    evaluator.engine.knobs.detach()  # nothing can be measured any more
     assert (evaluator.result(setting, task), evaluator.written(setting, task, 4)) == first
     with pytest.raises(AVError, match="detached"):
         evaluator.result({"medical": 0.6}, task)
@@ -235,7 +243,7 @@ def test_the_base_is_measured_once_for_all_vectors(make, tmp_path):
     other = make(("legal",), rounding="nearest", seed=7)
     for some in (evaluator, other):
         for setting in ({}, {"legal": 0.0}, {"legal": -0.0}):
-            assert some.holds(setting, task) and some.result(setting, task) == base
+            assert some.holds(Job(setting, task)) and some.result(setting, task) == base
     assert len(evaluator.store) == 1
 
 
@@ -243,9 +251,9 @@ def test_a_setting_is_the_same_however_it_is_written(make, tmp_path):
     evaluator = make(("medical", "legal"))
     task = task_of(evaluator, *few(tmp_path))
     evaluator.result({"medical": 1, "legal": -0.5}, task)
-    assert evaluator.holds({"legal": -0.5, "medical": 1.0}, task)
+    assert evaluator.holds(Job({"legal": -0.5, "medical": 1.0}, task))
     # The order in which vectors are added does change bits.
-    assert not make(("legal", "medical")).holds({"legal": -0.5, "medical": 1.0}, task)
+    assert not make(("legal", "medical")).holds(Job({"legal": -0.5, "medical": 1.0}, task))
 
 
 def test_whatever_changes_the_numbers_makes_a_new_key(make, base, tmp_path):
@@ -254,31 +262,31 @@ def test_whatever_changes_the_numbers_makes_a_new_key(make, base, tmp_path):
     task = task_of(evaluator, domain, records)
     setting = {"medical": 0.5}
     evaluator.result(setting, task)
-    assert make().holds(setting, task)
+    assert make().holds(Job(setting, task))
 
-    assert not evaluator.holds({"medical": 0.51}, task)
-    assert not make(("legal",)).holds({"legal": 0.5}, task)
+    assert not evaluator.holds(Job({"medical": 0.51}, task))
+    assert not make(("legal",)).holds(Job({"legal": 0.5}, task))
     for options in ({"dtype": "bfloat16"}, {"rounding": "nearest"}, {"seed": 1}):
-        assert not make(**options).holds(setting, task)
-    assert not evaluator.holds(setting, task_of(evaluator, domain, records, limit=3))
-    assert not evaluator.holds(setting, task_of(evaluator, domain, records, "validation"))
+        assert not make(**options).holds(Job(setting, task))
+    assert not evaluator.holds(Job(setting, task_of(evaluator, domain, records, limit=3)))
+    assert not evaluator.holds(Job(setting, task_of(evaluator, domain, records, "validation")))
     assert not evaluator.holds(
-        setting, asking_for(evaluator.model, evaluator.tokenizer, task, "expert")
+        Job(setting, asking_for(evaluator.engine.model, evaluator.engine.tokenizer, task, "expert"))
     )
 
     content = [row(f"t{i}") for i in range(3)] + [row("t3", generic="See a nurse.")]
     changed = load_records(domain, write_rows(tmp_path / "changed.jsonl", content))
-    assert not evaluator.holds(setting, task_of(evaluator, domain, changed))
+    assert not evaluator.holds(Job(setting, task_of(evaluator, domain, changed)))
     names = load_records(domain, write_rows(tmp_path / "x.jsonl", [row(i) for i in "abcd"]))
-    assert not evaluator.holds(setting, task_of(evaluator, domain, names))
+    assert not evaluator.holds(Job(setting, task_of(evaluator, domain, names)))
 
     template = shutil.copytree(base, tmp_path / "template")
     (template / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|end|>", "<|end|>\n"))
     other = make(source=template)
-    assert not other.holds(setting, task_of(other, domain, records))
+    assert not other.holds(Job(setting, task_of(other, domain, records)))
 
     moved = make(source=make_other_base(tmp_path), transfer=True)
-    assert not moved.holds(setting, task) and not moved.holds({}, task)
+    assert not moved.holds(Job(setting, task)) and not moved.holds(Job({}, task))
 
 
 def make_other_base(tmp_path):

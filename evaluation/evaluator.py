@@ -1,0 +1,110 @@
+"""Measurements of a model at settings of its knobs, each made once and kept in a store."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .accuracy import Result, summarise
+from .answers import Answer
+from .fluency import Fluency, fluency
+from .measurer import Job, Measurer
+from .store import Store
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from .workers import Workers
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the numbers, beside the setting and the records.
+
+    Attributes:
+        base: fingerprint of the base.
+        vectors: name → fingerprint, in the order in which they are added.
+        rounding, seed: as in a recipe.
+        dtype: that the model computes in, e.g. `bfloat16`.
+    """
+
+    base: str
+    vectors: dict[str, str]
+    rounding: str
+    seed: int
+    dtype: str
+
+    @classmethod
+    def of(cls, measurer: Measurer, base: str) -> "Identity":
+        knobs = measurer.knobs
+        vectors = {name: vector.metadata.fingerprint for name, vector in knobs.vectors.items()}
+        dtype = str(measurer.model.dtype).removeprefix("torch.")
+        return cls(base, vectors, knobs.rounding, knobs.seed, dtype)
+
+    def key(self, job: Job) -> dict[str, Any]:
+        """Under which a store keeps a measurement."""
+        # λ = 0 adds nothing, so that the base is measured once for all vectors.
+        vectors = [
+            [fingerprint, float(job.lambdas[name])]
+            for name, fingerprint in self.vectors.items()
+            if job.lambdas.get(name)
+        ]
+        key = {
+            "base": self.base,
+            "vectors": vectors,
+            "rounding": self.rounding if vectors else None,
+            "seed": self.seed if vectors else None,
+            "dtype": self.dtype,
+            "domain": job.task.name,
+            "split": job.task.split,
+            "prompt": job.task.prompt,
+            "tokens": job.task.digest,
+        }
+        if job.max_new_tokens is not None:
+            key["max_new_tokens"] = job.max_new_tokens
+        return key
+
+
+class Evaluator:
+    """Reads back whatever was measured once, and lets the rest be measured.
+
+    Args:
+        engine: that measures, in this process or in others.
+    """
+
+    def __init__(self, engine: "Measurer | Workers", identity: Identity, store: Store):
+        self.engine, self.identity, self.store = engine, identity, store
+
+    def holds(self, job: Job) -> bool:
+        """Whether a measurement is in the store already."""
+        return self.identity.key(job) in self.store
+
+    def seconds(self, job: Job) -> float:
+        """How long a measurement in the store took; 0 where the store does not say."""
+        return self.store.seconds(self.identity.key(job))
+
+    def measure(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """Measure what the store does not hold, and yield each such job once it is kept."""
+        missing = [job for job in jobs if not self.holds(job)]
+        for number, value, seconds in self.engine.measure(missing):
+            self.store.put(self.identity.key(missing[number]), value, seconds)
+            yield missing[number]
+
+    def result(self, lambdas: Mapping[str, float], task: Task) -> Result:
+        """Preference accuracies at a setting."""
+        scores = torch.tensor(self._value(Job(lambdas, task)))
+        ids = [record.id for record in task.records]
+        return summarise(task.domain, task.split, ids, scores, task.too_long)
+
+    def written(
+        self, lambdas: Mapping[str, float], task: Task, max_new_tokens: int
+    ) -> tuple[dict[str, Answer], Fluency]:
+        """Greedy answers at a setting to the task's prompts, and what the guard sees of them."""
+        kept = self._value(Job(lambdas, task, max_new_tokens))
+        answers = {id: Answer(**answer) for id, answer in kept["answers"].items()}
+        return answers, fluency(answers, kept["log_prob"])
+
+    def _value(self, job: Job) -> Any:
+        for _ in self.measure([job]):
+            pass
+        return self.store.get(self.identity.key(job))

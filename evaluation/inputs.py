@@ -1,0 +1,77 @@
+"""What av-sweep and av-search are given: vectors, domains and their records."""
+
+import os
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergekit_av.domains import Domain, built_in_domains, load_domain
+from mergekit_av.errors import AVError
+
+if TYPE_CHECKING:
+    from mergekit_av.records import Record
+    from mergekit_av.vector import AlignmentVector
+
+
+def open_vectors(avs: tuple[str, ...]) -> "dict[str, AlignmentVector]":
+    """Name → vector; its own name where none was given."""
+    from mergekit_av.vector import AlignmentVector
+
+    vectors = {}
+    for text in avs:
+        name, sign, source = text.partition("=")
+        if not sign or "/" in name:  # a path may hold the sign
+            name, source = "", text
+        vector = AlignmentVector.open(source)
+        name = name or vector.metadata.name
+        if name in vectors:
+            raise click.UsageError(f"two vectors are called {name!r}: write --av NAME={source}")
+        vectors[name] = vector
+    return vectors
+
+
+def load_domains(names: tuple[str, ...], vectors: Mapping[str, Any]) -> list[Domain]:
+    """Those named; without any, each vector's own."""
+    chosen = [load_domain(name) for name in names]
+    if not chosen:
+        known = built_in_domains()
+        chosen = [load_domain(name) for name in vectors if name in known]
+    if not chosen:
+        raise AVError(
+            f"none of the vectors ({', '.join(vectors)}) has the name of a built-in domain: pass "
+            "--domain, and the vector as NAME=AV where NAME is its domain's"
+        )
+    if len({domain.name for domain in chosen}) < len(chosen):
+        raise click.UsageError("two of the domains have the same name")
+    return chosen
+
+
+def load_all_records(domains: list[Domain], data: tuple[str, ...]) -> "dict[str, list[Record]]":
+    """Domain → its records, or those that --data names; some of them for testing."""
+    from mergekit_av.records import load_records, require_splits
+
+    sources = {}
+    for text in data:
+        name, sign, source = text.partition("=")
+        if not (name and sign and source):
+            raise click.UsageError(f"--data must be DOMAIN=SOURCE, not {text!r}")
+        if name not in {domain.name for domain in domains}:
+            raise click.UsageError(f"--data names {name!r}, which is not among the domains")
+        if name in sources:
+            raise click.UsageError(f"--data names {name!r} twice")
+        sources[name] = source
+    records = {domain.name: load_records(domain, sources.get(domain.name)) for domain in domains}
+    for name, some in records.items():
+        require_splits(some, "test", source=name)
+    return records
+
+
+def machine(device: str) -> str:
+    """What measures, in words."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {platform.machine()}, {os.cpu_count()} cores"

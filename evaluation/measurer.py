@@ -1,0 +1,80 @@
+"""A model with knobs, measured at settings of them."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mergekit_av.knobs import Knobs
+from mergekit_av.logprobs import mean_log_probs
+
+from .answers import greedy_answers
+from .fluency import answers_log_prob
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Job(NamedTuple):
+    """What to measure.
+
+    Attributes:
+        lambdas: vector → λ; vectors that are not named are at 0.
+        task: the records.
+        max_new_tokens: where the model's answers to the records' prompts are cut; None where the
+            records' own responses are scored.
+    """
+
+    lambdas: Mapping[str, float]
+    task: Task
+    max_new_tokens: int | None = None
+
+
+class Measured(NamedTuple):
+    """What came out.
+
+    Attributes:
+        number: of the job, in the list that it was part of.
+        value: for a store. Of responses the mean log-probabilities, nats per token, a list a
+            record; of answers the texts, and their mean log-probability under the base.
+        seconds: how long it took.
+    """
+
+    number: int
+    value: Any
+    seconds: float
+
+
+class Measurer:
+    """Measures in this process. The model is its base again after each measurement."""
+
+    def __init__(
+        self, knobs: Knobs, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    ):
+        self.knobs, self.model, self.tokenizer = knobs, model, tokenizer
+
+    def measure(self, jobs: Sequence[Job]) -> Iterator[Measured]:
+        """Each job as it is done."""
+        for number, job in enumerate(jobs):
+            start = time.perf_counter()
+            value = self._scores(job) if job.max_new_tokens is None else self._answers(job)
+            yield Measured(number, value, time.perf_counter() - start)
+
+    def _scores(self, job: Job) -> list[list[float]]:
+        with self._at(job.lambdas) as model:
+            return mean_log_probs(model, self.tokenizer, job.task.records).tolist()
+
+    def _answers(self, job: Job) -> dict[str, Any]:
+        records = job.task.records
+        with self._at(job.lambdas) as model:
+            answers = greedy_answers(
+                model, self.tokenizer, records, job.max_new_tokens, progress=False
+            )
+        with self._at({}) as base:
+            log_prob = answers_log_prob(base, self.tokenizer, records, answers)
+        texts = {id: asdict(answer) for id, answer in answers.items()}
+        return {"answers": texts, "log_prob": log_prob}
+
+    def _at(self, lambdas: Mapping[str, float]):
+        return self.knobs.at({**dict.fromkeys(self.knobs.vectors, 0.0), **lambdas})

@@ -1,0 +1,105 @@
+"""What is scored: one split of a domain's records, as they fit a model's context."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergekit_av.chat import encode
+from mergekit_av.domains import Domain
+from mergekit_av.errors import AVError
+from mergekit_av.logprobs import context_length
+from mergekit_av.records import Record
+
+from .accuracy import choose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Task:
+    """One split of one domain, as it is scored at a setting.
+
+    Attributes:
+        records: those that fit the model's context.
+        too_long: ids of the others.
+        digest: of the tokens: of the records, the chat template and the tokenizer at once.
+        prompt: the level that an instruction before the query asks for; None without instruction.
+    """
+
+    domain: Domain
+    split: str
+    records: tuple[Record, ...]
+    too_long: tuple[str, ...]
+    digest: str
+    prompt: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.domain.name
+
+
+def make_task(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    domain: Domain,
+    records: Sequence[Record],
+    split: str,
+    *,
+    limit: int | None = None,
+    new_tokens: int = 0,
+    prompt: str | None = None,
+) -> Task:
+    """Choose a task's records.
+
+    Args:
+        limit: take so many of them at most.
+        new_tokens: leave out those whose prompt has no room for so many in the context.
+        prompt: the level that the records' prompts ask for.
+
+    Raises:
+        AVError: no record is left.
+    """
+    fitting, too_long = choose(model, tokenizer, domain, records, split)
+    if new_tokens and (context := context_length(model)) is not None:
+        room = context - new_tokens
+        fitting = [r for r in fitting if len(encode(tokenizer, r.prompt, [""])[0]) <= room]
+        if not fitting:
+            raise AVError(
+                f"{domain.name}: no query leaves room for an answer of {new_tokens} tokens in the "
+                f"context of {context}: allow fewer (--max-new-tokens)"
+            )
+    fitting = fitting[:limit]
+    digest = hashlib.sha256()
+    for record in fitting:
+        tokens = encode(tokenizer, record.prompt, list(record.responses.values()))
+        digest.update(json.dumps([record.id, list(record.responses), *tokens]).encode())
+    return Task(domain, split, tuple(fitting), tuple(too_long), digest.hexdigest()[:32], prompt)
+
+
+def asking_for(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", task: Task, level: str
+) -> Task:
+    """The task with each query preceded by the domain's instruction that asks for a level.
+
+    Raises:
+        AVError: no record fits the context with it.
+    """
+    records = [_with_instruction(r, task.domain.prompts[level]) for r in task.records]
+    try:
+        return make_task(model, tokenizer, task.domain, records, task.split, prompt=level)
+    except AVError as error:
+        raise AVError(
+            f"{error.message}, asked for {level!r}: leave that out (--no-prompting)"
+        ) from None
+
+
+def _with_instruction(record: Record, instruction: str) -> Record:
+    if isinstance(record.prompt, str):
+        prompt = f"{instruction}\n\n{record.prompt}"
+    else:
+        *before, last = record.prompt
+        prompt = (*before, {**last, "content": f"{instruction}\n\n{last['content']}"})
+    return Record(record.id, prompt, record.responses, record.split)
