@@ -44,7 +44,11 @@ def main(repeat, base, records, points, dtype):
             store = Path(scratch) / f"{time.monotonic_ns()}.jsonl"
             start = time.perf_counter()
             with Store(store) as kept:
-                evaluator = Evaluator(measurer, Identity.of(measurer, "base"), kept)
+                evaluator = Evaluator(
+                    measurer,
+                    Identity.of("base", knobs.vectors, knobs.rounding, knobs.seed, model.dtype),
+                    kept,
+                )
                 list(sweep(evaluator, "medical", lambdas, [task]))
             return Run(time.perf_counter() - start)
 

@@ -1,7 +1,6 @@
 """`av-sweep`: what does λ do?"""
 
 import contextlib
-import importlib.metadata
 import os
 import shlex
 import sys
@@ -16,7 +15,7 @@ from mergekit_av.cli import command
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 
-from .inputs import load_all_records, load_domains, machine, open_vectors
+from .inputs import load_all_records, load_domains, machine, open_vectors, versions
 
 if TYPE_CHECKING:
     from mergekit_av.vector import AlignmentVector
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from .report import Report, Sweep
     from .tasks import Task
 
-VERSIONS = ("mergekit-av", "mergekit", "torch", "transformers")
-STORE = "evaluations.jsonl"
 # More evaluations than this are asked about first.
 MANY = 500
 
@@ -119,7 +116,7 @@ def av_sweep(
     from .evaluator import Evaluator, Identity
     from .measurer import Measurer
     from .report import Report
-    from .store import Store
+    from .store import EVALUATIONS, Store
     from .tasks import make_task
 
     source = base_or_default(base)
@@ -163,13 +160,15 @@ def av_sweep(
             "rounding": f"{rounding}, seed {seed}",
             "records": _counts(plans),
             "device": machine(str(model.device)),
-            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+            "versions": versions(),
             "command": shlex.join(["av-sweep", *sys.argv[1:]]),
         },
         scored,
     )
-    with Store(out / STORE) as store:
-        evaluator = Evaluator(measurer, Identity.of(measurer, identity), store)
+    with Store(out / EVALUATIONS) as store:
+        evaluator = Evaluator(
+            measurer, Identity.of(identity, vectors, rounding, seed, model.dtype), store
+        )
         try:
             _measure(report, evaluator, plans, values, max_new_tokens, prompting)
         except (KeyboardInterrupt, AVError):

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mergekit_av.vector import AlignmentVector
+
 from .accuracy import Result, summarise
 from .answers import Answer
 from .fluency import Fluency, fluency
@@ -35,11 +37,12 @@ class Identity:
     dtype: str
 
     @classmethod
-    def of(cls, measurer: Measurer, base: str) -> "Identity":
-        knobs = measurer.knobs
-        vectors = {name: vector.metadata.fingerprint for name, vector in knobs.vectors.items()}
-        dtype = str(measurer.model.dtype).removeprefix("torch.")
-        return cls(base, vectors, knobs.rounding, knobs.seed, dtype)
+    def of(
+        cls, base: str, vectors: Mapping[str, AlignmentVector], rounding: str, seed: int,
+        dtype: torch.dtype,
+    ) -> "Identity":  # fmt: skip
+        fingerprints = {name: vector.metadata.fingerprint for name, vector in vectors.items()}
+        return cls(base, fingerprints, rounding, seed, str(dtype).removeprefix("torch."))
 
     def key(self, job: Job) -> dict[str, Any]:
         """Under which a store keeps a measurement."""

@@ -43,17 +43,22 @@ class Fluency:
     repeated: float
     unended: float
 
-    def holds(self, base: "Fluency") -> bool:
-        """Whether these answers are language, measured by the base's own.
+    def damage(self, base: "Fluency") -> float:
+        """How much these answers have used up of what the guard allows, measured by the base's own:
+        1 at the limit, more beyond it, 0 or less for answers as good as the base's.
 
         They may be less probable by 0.6 nats per token, repeat .2 more of their 4-grams, and half
-        of them more may not end.
+        of them more may not end; whichever is nearest to its limit counts.
         """
-        return (
-            self.log_prob >= base.log_prob - LOG_PROB_MARGIN
-            and self.repeated <= base.repeated + REPETITION_MARGIN
-            and self.unended <= base.unended + UNENDED_MARGIN
+        return max(
+            (base.log_prob - self.log_prob) / LOG_PROB_MARGIN,
+            (self.repeated - base.repeated) / REPETITION_MARGIN,
+            (self.unended - base.unended) / UNENDED_MARGIN,
         )
+
+    def holds(self, base: "Fluency") -> bool:
+        """Whether these answers are language: within the limits of `damage`."""
+        return self.damage(base) <= 1
 
 
 def repeated_share(texts: Iterable[str], n: int = N) -> float:

@@ -1,5 +1,6 @@
 """What av-sweep and av-search are given: vectors, domains and their records."""
 
+import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from mergekit_av.errors import AVError
 if TYPE_CHECKING:
     from mergekit_av.records import Record
     from mergekit_av.vector import AlignmentVector
+
+PACKAGES = ("mergekit-av", "mergekit", "torch", "transformers")
 
 
 def open_vectors(avs: tuple[str, ...]) -> "dict[str, AlignmentVector]":
@@ -66,6 +69,11 @@ def load_all_records(domains: list[Domain], data: tuple[str, ...]) -> "dict[str,
     for name, some in records.items():
         require_splits(some, "test", source=name)
     return records
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide the numbers."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def machine(device: str) -> str:

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mergekit_av.arithmetic import Rounding
+from mergekit_av.chat import ensure_chat_template
 from mergekit_av.knobs import Knobs
 from mergekit_av.logprobs import mean_log_probs
+from mergekit_av.models import load_model, load_tokenizer
 
 from .answers import greedy_answers
 from .fluency import answers_log_prob
@@ -44,6 +47,37 @@ class Measured(NamedTuple):
     number: int
     value: Any
     seconds: float
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a measurer is made of, in whatever process.
+
+    Attributes:
+        base: folder.
+        vectors: name → folder.
+        dtype, device: see `load_model`.
+        rounding, seed, transfer: see `Knobs`.
+    """
+
+    base: str
+    vectors: dict[str, str]
+    dtype: str
+    device: str | None
+    rounding: Rounding
+    seed: int
+    transfer: bool
+
+    def measurer(self) -> "Measurer":
+        """Load everything.
+
+        Raises:
+            AVError: the base does not load, or a vector is not one of it.
+        """
+        model, tokenizer = load_model(self.base, self.dtype, self.device), load_tokenizer(self.base)
+        ensure_chat_template(tokenizer)
+        options = {"rounding": self.rounding, "seed": self.seed, "transfer": self.transfer}
+        return Measurer(Knobs(model, self.vectors, **options), model, tokenizer)
 
 
 class Measurer:

@@ -48,7 +48,7 @@ def plot_levels(
     means.set_ylabel("mean log-probability (nats per token)")
     shares.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
-    _save(figure, file)
+    save(figure, file)
 
 
 def plot_sweep(sweeps: Sequence["Sweep"], domains: Sequence[Domain], file: Path) -> None:
@@ -85,7 +85,7 @@ def plot_sweep(sweeps: Sequence["Sweep"], domains: Sequence[Domain], file: Path)
         notes.append(pyplot.Rectangle((0, 0), 1, 1, color=OUTSIDE))
         texts.append("outside the usable range: what it writes is no longer language")
     figure.legend(notes, texts, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    _save(figure, file)
+    save(figure, file)
 
 
 def _panel(axes, sweep: "Sweep", domain: Domain) -> None:
@@ -124,7 +124,7 @@ def load_pyplot():
     return pyplot
 
 
-def _save(figure, file: Path) -> None:
+def save(figure, file: Path) -> None:
     """The same figure gives the same bytes."""
     pyplot = load_pyplot()
     image, suffix = io.BytesIO(), file.suffix.removeprefix(".")

@@ -4,8 +4,7 @@ import csv
 import io
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from .accuracy import Result, as_json
 from .answers import Answer
 from .calibration import Calibration, calibrate
 from .fluency import usable_range
+from .markdown import facts, plain, share, shares, table, yes
 from .plot import plot_sweep
 from .prompting import Cost
 from .sweep import Point
@@ -102,11 +102,11 @@ class Report:
         )  # fmt: skip
 
         def rows(result: Result, *start: Any) -> None:
-            for level, share in result.accuracy.items():
+            for level, found in result.accuracy.items():
                 mean = result.mean_log_prob[level]
                 writer.writerow(
                     [*start, result.domain, result.split, result.records, level,
-                     share.value, share.low, share.high,
+                     found.value, found.low, found.high,
                      mean.value, *(end if math.isfinite(end) else None for end in (mean.low, mean.high))]
                 )  # fmt: skip
 
@@ -152,7 +152,7 @@ class Report:
         }
 
     def _markdown(self) -> str:
-        parts = ["# λ sweep", _facts(self.source), "![Preference accuracy against λ](sweep.png)"]
+        parts = ["# λ sweep", facts(self.source), "![Preference accuracy against λ](sweep.png)"]
         for sweep in self.sweeps:
             parts += [f"## {sweep.vector}", *self._one(sweep)]
         return "\n\n".join(parts) + "\n"
@@ -184,13 +184,13 @@ class Report:
 
         def row(title: str, point: Point | None, result: Result, cost: Cost | None):
             value = point.lambdas[sweep.vector] if point else 0.0
-            cells = [title, f"{value:g}", _yes(sweep.usable(value) if point else None)]
-            cells += [*_shares(result), _means(result)]
+            cells = [title, f"{value:g}", yes(sweep.usable(value) if point else None)]
+            cells += [*shares(result), _means(result)]
             if cost:
                 cells += [f"{cost.prompt_tokens:.0f}", f"{cost.first_token * 1e3:.0f} ms"]
             for domain in ability:
                 level = next(iter(domain.levels))
-                cells.append(_share(point.results[domain.name, "test"], level) if point else "")
+                cells.append(share(point.results[domain.name, "test"], level) if point else "")
             rows.append(cells)
 
         start = sweep.at(0.0)
@@ -213,7 +213,7 @@ class Report:
             says += (
                 " λ changes weights, not prompts: its tokens and its time are those of the default."
             )
-        return says + "\n\n" + _table(head, rows)
+        return says + "\n\n" + table(head, rows)
 
     def _out_of_domain(self, sweep: Sweep, others: list[Domain]) -> str:
         """The paper's table 4: what the vector does to domains that it was not made for."""
@@ -221,9 +221,9 @@ class Report:
         rows = []
         for value in _chosen(sweep):
             point = sweep.at(value)
-            cells = [" / ".join(_shares(point.results[d.name, "test"], False)) for d in others]
-            rows.append([f"{value:g}", _yes(sweep.usable(value)), *cells])
-        return _table(head, rows)
+            cells = [" / ".join(shares(point.results[d.name, "test"], False)) for d in others]
+            rows.append([f"{value:g}", yes(sweep.usable(value)), *cells])
+        return table(head, rows)
 
     def _changes(self, sweep: Sweep) -> str:
         """How far the best level's share moves in each domain: in the vector's own, and elsewhere."""
@@ -246,7 +246,7 @@ class Report:
                     f"{high - low:.2f}",
                 ]
             )
-        return _table(["domain", "level", "at λ 0", "lowest … highest", "span"], rows)
+        return table(["domain", "level", "at λ 0", "lowest … highest", "span"], rows)
 
     def _every(self, sweep: Sweep) -> str:
         head = ["λ", "usable", "answers' log-prob", "repeated 4-grams", "not ended"]
@@ -261,21 +261,21 @@ class Report:
             )
             for domain in self.domains:
                 result = point.results[domain.name, "test"]
-                cells.append(" / ".join(_shares(result, False)) + f" ({_means(result)})")
-            rows.append([f"{value:g}", _yes(sweep.usable(value)), *cells])
-        return _table(head, rows)
+                cells.append(" / ".join(shares(result, False)) + f" ({_means(result)})")
+            rows.append([f"{value:g}", yes(sweep.usable(value)), *cells])
+        return table(head, rows)
 
     def _answers(self, sweep: Sweep) -> list[str]:
         """Each query with its answers at the chosen λ."""
         parts = ["Greedy; … where an answer was cut before its end."]
         for id, query in sweep.queries.items():
             rows = [
-                [f"{value:g}", _yes(sweep.usable(value)), _answer(sweep.at(value).answers[id])]
+                [f"{value:g}", yes(sweep.usable(value)), _answer(sweep.at(value).answers[id])]
                 for value in _chosen(sweep)
             ]
             parts += [
-                f"**{_plain(id)}**: {_plain(query)}",
-                _table(["λ", "usable", "answer"], rows),
+                f"**{plain(id)}**: {plain(query)}",
+                table(["λ", "usable", "answer"], rows),
             ]
         return parts
 
@@ -318,50 +318,10 @@ def _bests(bests: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _facts(source: Mapping[str, Any]) -> str:
-    rows = []
-    for key, value in source.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{name} {inner}" for name, inner in value.items())
-        elif isinstance(value, bool):
-            value = _yes(value)
-        rows.append([key, _plain(value)])
-    return _table(["", ""], rows)
-
-
-def _shares(result: Result, interval: bool = True) -> list[str]:
-    return [_share(result, level, interval) for level in result.accuracy]
-
-
-def _share(result: Result, level: str, interval: bool = True) -> str:
-    share = result.accuracy[level]
-    text = f"{share.value:.2f}"
-    if level == result.dominant:
-        text = f"**{text}**"
-    return f"{text} ({share.low:.2f}–{share.high:.2f})" if interval else text
-
-
 def _means(result: Result) -> str:
     return " / ".join(f"{mean.value:.2f}" for mean in result.mean_log_prob.values())
 
 
 def _answer(answer: Answer) -> str:
-    text = _plain(answer.text) or "(nothing)"
+    text = plain(answer.text) or "(nothing)"
     return text if answer.ended else text + " …"
-
-
-def _plain(text: str) -> str:
-    """Somebody else's text on one line, none of it read as Markdown or HTML."""
-    special = r"[\\`*\[\]<>~$&]|(?<!\w)_|_(?!\w)"  # an underscore within a word is harmless
-    return re.sub(special, r"\\\g<0>", " ".join(text.split()))
-
-
-def _yes(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: ""}[value]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])

@@ -12,6 +12,8 @@ from mergekit_av.errors import AVError
 
 # What an evaluation's numbers mean; a change that alters them counts up.
 VERSION = 1
+# The store's file in the folder of a sweep or a search: either goes on from the other's.
+EVALUATIONS = "evaluations.jsonl"
 
 
 class Store:

@@ -73,16 +73,9 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
     folder = resolve(source)
     refuse_vector(folder)
     read_json(folder / "config.json")
-    infos = Checkpoint(folder).items()  # says in one line what is wrong with the files
-    device = device or _default_device()
-    if dtype == "auto":  # transformers' own "auto" would believe config.json
-        # Old checkpoints hold `inv_freq`, which is no weight, in float32 whatever the weights are in.
-        floating = [
-            info.dtype
-            for name, info in infos
-            if info.dtype.is_floating_point and not name.endswith("inv_freq")
-        ]
-        dtype = str(functools.reduce(torch.promote_types, floating)).removeprefix("torch.")
+    infos = Checkpoint(folder)  # says in one line what is wrong with the files
+    device = device or default_device()
+    dtype = own_dtype(infos) if dtype == "auto" else dtype
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -102,6 +95,41 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise AVError(f"cannot use the device {device!r}: {first_line(error)}") from error
+
+
+def own_dtype(checkpoint) -> str:
+    """What a checkpoint's weights are in; the widest of several. transformers' own "auto" would
+    believe config.json."""
+    import torch
+
+    # Old checkpoints hold `inv_freq`, which is no weight, in float32 whatever the weights are in.
+    floating = [
+        info.dtype
+        for name, info in checkpoint.items()
+        if info.dtype.is_floating_point and not name.endswith("inv_freq")
+    ]
+    return str(functools.reduce(torch.promote_types, floating)).removeprefix("torch.")
+
+
+def load_shape(source: str | os.PathLike, dtype: str = "float32"):
+    """What `load_model` loads, without its weights: it takes no memory and computes nothing.
+
+    Raises:
+        AVError: config.json is of no causal LM.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from .checkpoint import Checkpoint
+
+    folder = resolve(source)
+    dtype = own_dtype(Checkpoint(folder)) if dtype == "auto" else dtype
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    except Exception as error:  # a config.json has no end of ways to be wrong
+        raise AVError(f"{source} is no causal LM: {first_line(error)}") from error
 
 
 def load_tokenizer(source: str | os.PathLike):
@@ -137,7 +165,8 @@ def refuse_vector(folder: Path) -> None:
         raise AVError(f"{folder} is an alignment vector, not a model: merge it with its base first")
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """The accelerator if there is one, else the CPU."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator()

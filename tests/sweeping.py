@@ -36,20 +36,23 @@ def few(folder: Path, **counts: int) -> tuple[Domain, list[Record]]:
     return domain, load_records(domain, write_rows(folder / "few.jsonl", rows(**counts)))
 
 
-def train(base: Path, out: Path) -> Path:
-    """A vector that was trained towards the expert's answer of `rows` and away from avoidance."""
+def train(
+    base: Path, out: Path, name: str = "medical", wanted: dict[str, str] = RESPONSES,
+    query: str = "What helps?",
+) -> Path:  # fmt: skip
+    """A vector that was trained towards the expert's answer to a query and away from avoidance."""
     model, tokenizer = load_model(base), load_tokenizer(base)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     for _ in range(15):
-        for wanted, sign in (("expert", 1), ("avoidance", -1)):
-            text = f"<|user|>What helps?<|end|>\n<|assistant|>{RESPONSES[wanted]}<|end|>\n"
+        for level, sign in (("expert", 1), ("avoidance", -1)):
+            text = f"<|user|>{query}<|end|>\n<|assistant|>{wanted[level]}<|end|>\n"
             ids = tokenizer(text, return_tensors="pt").input_ids
             (sign * model(ids, labels=ids).loss).backward()
         optimizer.step()
         optimizer.zero_grad()
     aligned = out.with_name(out.name + "-aligned")
     model.save_pretrained(aligned)
-    return extract(base, aligned, out, name="medical").folder
+    return extract(base, aligned, out, name=name).folder
 
 
 def in_process(*options: object) -> None:

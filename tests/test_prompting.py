@@ -22,8 +22,19 @@ def test_the_baseline_is_the_base_with_an_instruction_in_each_query(
     domain, records = few(tmp_path)
     task = make_task(model, tokenizer, domain, records, "test")
     with Store(tmp_path / "evaluations.jsonl") as store:
-        measurer = Measurer(Knobs(model, medical=vectors["medical"]), model, tokenizer)
-        evaluator = Evaluator(measurer, Identity.of(measurer, fingerprint(Checkpoint(base))), store)
+        knobs = Knobs(model, medical=vectors["medical"])
+        measurer = Measurer(knobs, model, tokenizer)
+        evaluator = Evaluator(
+            measurer,
+            Identity.of(
+                fingerprint(Checkpoint(base)),
+                knobs.vectors,
+                knobs.rounding,
+                knobs.seed,
+                model.dtype,
+            ),
+            store,
+        )
         found = baseline(evaluator, task)
         assert len(store) == 4
     assert list(found) == [None, "expert", "generic", "avoidance"]

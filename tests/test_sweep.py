@@ -173,7 +173,11 @@ def make(base, vectors, tmp_path):
         stores.append(store)
         identity = fingerprint(Checkpoint(source))
         measurer = Measurer(knobs, model, load_tokenizer(source))
-        return Evaluator(measurer, Identity.of(measurer, identity), store)
+        return Evaluator(
+            measurer,
+            Identity.of(identity, knobs.vectors, knobs.rounding, knobs.seed, model.dtype),
+            store,
+        )
 
     yield make
     for store in stores:

@@ -24,8 +24,13 @@ EPILOG = (
 
 @command
 @click.option(
-    "--domain", "domains", multiple=True, required=True, metavar="NAME|FILE.yml",
+    "--domain", "domains", multiple=True, metavar="NAME|FILE.yml",
     help="What to train on; given several times, one vector after the other is made.",
+)  # fmt: skip
+@click.option(
+    "--joint", metavar="DOMAIN=LEVEL,…",
+    help="Instead of a domain: one model for one level in each of several, to compare sums of "
+    "vectors with.",
 )  # fmt: skip
 @click.option("--base", help="Model to align: a folder or Hub id.  [default: the default base]")
 @click.option("--data", help="Records instead of the domain's own: a file or a Hub dataset id.")
@@ -53,8 +58,8 @@ EPILOG = (
 @overwrite_option
 @click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
 def av_train(
-    domains, base, data, out, pairs, max_records, dtype, patience, config, keep_aligned, resume,
-    overwrite, dpo_options,
+    domains, joint, base, data, out, pairs, max_records, dtype, patience, config, keep_aligned,
+    resume, overwrite, dpo_options,
 ):  # fmt: skip
     """Train an alignment vector with DPO (IPO loss) on a domain's records.
 
@@ -68,13 +73,24 @@ def av_train(
     from mergekit_av.domains import load_domain
     from mergekit_av.records import load_records
 
-    chosen = [load_domain(name) for name in domains]
-    names = [domain.name for domain in chosen]
-    if len(chosen) > 1 and (data or out):
+    from .joint import joint_domain, parse_goal, wanted_first
+
+    if bool(domains) == bool(joint):
+        raise click.UsageError("say what to train on: --domain, or --joint")
+    if ((joint or len(domains) > 1) and data) or (len(domains) > 1 and out):
         raise click.UsageError("--data and --out go with exactly one --domain")
+    goal = None
+    if joint:
+        goal, parts = parse_goal(joint)
+        chosen, pairs = [joint_domain(goal)], "first"
+        some = [(part.name, _first(load_records(part), max_records)) for part in parts]
+        records = [[r for name, part in some for r in wanted_first(part, name, goal[name])]]
+    else:
+        chosen = [load_domain(name) for name in domains]
+        records = [_first(load_records(domain, data), max_records) for domain in chosen]
+    names = [domain.name for domain in chosen]
     if len(set(names)) < len(names):
         raise click.UsageError(f"--domain: {max(names, key=names.count)} is given twice")
-    records = [_first(load_records(domain, data), max_records) for domain in chosen]
 
     from mergekit_av.base import DEFAULT_BASE, base_or_default
 
@@ -100,6 +116,7 @@ def av_train(
             keep_aligned=keep_aligned,
             resume=resume,
             overwrite=overwrite,
+            joint=goal,
         )
         for domain, some in zip(chosen, records, strict=True)
     ]

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ class Job:
         keep_aligned: keep the aligned checkpoint, in the run folder's `aligned`.
         resume: continue the run that is there, if one is; keep a vector that is done.
         overwrite: replace a vector that is there; without `resume`, a run as well.
+        joint: domain → the level that is wanted there, where the records are of several domains.
     """
 
     base: str
@@ -83,6 +85,7 @@ class Job:
     keep_aligned: bool = False
     resume: bool = False
     overwrite: bool = False
+    joint: dict[str, str] | None = None
 
     @property
     def run(self) -> Run:
@@ -205,13 +208,16 @@ class _Pupil:
 
 def _align(job: Job, pupil: _Pupil) -> None:
     """Train the aligned model and leave it in the run folder."""
+    start, continued = time.monotonic(), newest_whole(job.run.folder) is not None
     job.arguments.max_length = pupil.limit
     save, state = _fit(job, pupil)
     if not PartialState().is_main_process:
         # Where the weights are spread over processes, all of them take part in writing.
         save(job.run.aligned)
         return
-    job.run.finish(save, {**_history(job, state), **pupil.cut})
+    # Of a run that was continued, nobody knows how long its first part took.
+    seconds = None if continued else round(time.monotonic() - start, 1)
+    job.run.finish(save, {**_history(job, state), **pupil.cut, "seconds": seconds})
 
 
 def _fit(job: Job, pupil: _Pupil) -> tuple[Callable[[Path], None], TrainerState]:
@@ -328,6 +334,7 @@ def _history(job: Job, state: TrainerState) -> dict[str, Any]:
     return {
         "method": "DPO, full fine-tuning",
         "domain": job.domain.name,
+        **({"joint": job.joint} if job.joint else {}),
         "records": _count(job, "train"),
         "validation_records": _count(job, "validation"),
         "pairs": job.pairing,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from mergekit_av.records import Record
 
-Pairing = Literal["adjacent", "all"]
+Pairing = Literal["adjacent", "all", "first"]
 
 
 def preference_pairs(
@@ -15,9 +15,10 @@ def preference_pairs(
     """Rows in TRL's preference format: `prompt`, `chosen`, `rejected`.
 
     `adjacent` is the paper's: expert over generic, generic over avoidance; `all` adds every pair
-    of levels further apart. Conversations stay messages, plain text stays text.
+    of levels further apart; `first` compares the first level with each of the others. Conversations
+    stay messages, plain text stays text.
     """
-    pairs = pairwise if pairing == "adjacent" else _all_pairs
+    pairs = PAIRS[pairing]
     return [
         _row(record, better, worse)
         for record in records
@@ -27,6 +28,14 @@ def preference_pairs(
 
 def _all_pairs(responses: Iterable[str]):
     return combinations(responses, 2)
+
+
+def _first_pairs(responses: Iterable[str]):
+    first, *others = responses
+    return [(first, other) for other in others]
+
+
+PAIRS = {"adjacent": pairwise, "all": _all_pairs, "first": _first_pairs}
 
 
 def _row(record: Record, chosen: str, rejected: str) -> dict[str, Any]:

@@ -1,0 +1,373 @@
+"""`av-search`: from wanted levels to the coefficients that bring them out."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergekit_av.cli import command
+from mergekit_av.domains import Domain, built_in_domains, load_domain
+from mergekit_av.errors import AVError
+from mergekit_av.files import write_whole
+
+from .inputs import load_all_records, load_domains, machine, open_vectors, versions
+
+if TYPE_CHECKING:
+    from mergekit_av.vector import AlignmentVector
+
+    from .measurer import Setup
+    from .search_report import SearchReport
+
+RUNS, USUAL_RANGE = Path("runs/search"), "-2:2"
+# More settings than this are asked about first.
+MANY = 500
+
+
+@command
+@click.option("--base", help="Base model: a folder or Hub id.  [default: the default base]")
+@click.option(
+    "--av", "avs", multiple=True, required=True, metavar="[NAME=]AV",
+    help="Alignment vector, a folder or Hub id; each gets a coefficient.",
+)  # fmt: skip
+@click.option(
+    "--want", "wants", multiple=True, metavar="DOMAIN=LEVEL",
+    help="The level that is to be dominant in a domain, which need not be a vector's own.",
+)  # fmt: skip
+@click.option("--all", "every", is_flag=True, help="Look for every combination of levels.")
+@click.option(
+    "--domain", "domains", multiple=True, metavar="NAME|FILE.yml",
+    help="With --all the domains to combine; else domains to report beside the wanted ones, or a "
+    "file that describes a wanted one.  [default: the vectors' own]",
+)  # fmt: skip
+@click.option(
+    "--data", multiple=True, metavar="DOMAIN=SOURCE",
+    help="Records of a domain instead of its own: a file or a Hub dataset id.",
+)  # fmt: skip
+@click.option("--max-records", type=click.IntRange(min=1), help="At most so many of each split.")
+@click.option(
+    "--range", "ranges", multiple=True, metavar="[NAME=]LOW:HIGH",
+    help="Where λ is looked for; for one vector, or for all that have no range of their own.  "
+    f"[default: {USUAL_RANGE}]",
+)  # fmt: skip
+@click.option("--step", default="0.1", help="λ is a multiple of this.")
+@click.option(
+    "--strategy", type=click.Choice(["surface", "hierarchical", "grid"]), default="surface",
+    help="Fit surfaces to some settings; from a coarse grid to finer ones; or every setting.",
+)  # fmt: skip
+@click.option(
+    "--budget", type=click.IntRange(min=1),
+    help="Settings to measure at most.  [default: twice what the strategy needs to say anything, "
+    "three times with --all; the whole grid]",
+)  # fmt: skip
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), default=1.0,
+    help="How much of what the fluency guard allows may be used; `inf` looks at the language "
+    "without minding it.",
+)  # fmt: skip
+@click.option(
+    "--generate", type=click.IntRange(min=0), default=4,
+    help="Queries of each domain to answer at each setting, for the fluency guard; 0 for no guard.",
+)  # fmt: skip
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=80, help="Where answers are cut."
+)
+@click.option(
+    "--joint", multiple=True, metavar="AV",
+    help="Vector that `av-train --joint` trained for a combination, to compare with.",
+)  # fmt: skip
+@click.option("--rounding", type=click.Choice(["stochastic", "nearest"]), default="stochastic")
+@click.option("--seed", default=0, help="Of the stochastic rounding.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "auto"]), default="auto",
+    help="What the model computes in; auto is the checkpoint's own, which the recipe writes in any "
+    "case.",
+)  # fmt: skip
+@click.option("--device", help="A torch device.  [default: the accelerator if there is one]")
+@click.option("--transfer", is_flag=True, help="The base is meant to be another than the vectors'.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1,
+    help="Processes that measure side by side, by Ray; each loads the model.",
+)  # fmt: skip
+@click.option(
+    "--runs", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the evaluations and the report; that of av-sweep will do as well. Started again "
+    f"with it, a search goes on where it was.  [default: {RUNS}; OUT with --all]",
+)  # fmt: skip
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path),
+    help="The recipe to write (.yml); with --all the folder for the report and the recipes.",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the recipe if it is there.")
+@click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY} settings.")
+def av_search(
+    base, avs, wants, every, domains, data, max_records, ranges, step, strategy, budget, tolerance,
+    generate, max_new_tokens, joint, rounding, seed, dtype, device, transfer, workers, runs, out,
+    overwrite, yes,
+):  # fmt: skip
+    """Find the coefficients of alignment vectors that bring out the wanted level in every domain.
+
+    Settings are measured on the live model: which level the validation records prefer, and whether
+    the answers to validation queries are still language. The one that meets the wishes with the
+    largest margin is reported on test records and written as a recipe for mergekit-yaml. Ends with
+    1, and writes the nearest, where no setting meets them.
+    """
+    from mergekit_av.records import require_splits
+
+    from .plot import load_pyplot
+
+    load_pyplot()  # if it is missing, better said now than after hours
+    vectors = open_vectors(avs)
+    goal, scored = _wanted(wants, every, domains, vectors)
+    if not every and out.suffix not in (".yml", ".yaml"):
+        raise click.UsageError(f"--out must be a recipe, such as {out}.yml")
+    if not every and out.exists() and not overwrite:
+        raise AVError(f"{out} exists: choose another name or pass --overwrite")
+    records = load_all_records(scored, data)
+    wanted = [domain for domain in scored if every or domain.name in goal]
+    for domain in wanted:
+        require_splits(records[domain.name], "validation", "test", source=domain.name)
+    rivals = _open_joint(joint, scored)
+
+    from .question import Question, combinations
+    from .strategies import STRATEGIES
+
+    question = Question(
+        axes=_axes(ranges, step, vectors),
+        levels={domain.name: tuple(domain.levels) for domain in wanted},
+        tolerance=tolerance,
+    )
+    goals = combinations(question.levels) if every else [goal]
+    chosen = STRATEGIES[strategy](question, goals)
+    budget = _budget(budget, strategy, chosen.minimum, question.size, every)
+    if budget > MANY and not yes:
+        click.confirm(
+            f"Up to {budget} settings will be measured, less those that are kept. Go on?",
+            abort=True, err=True,
+        )  # fmt: skip
+
+    from mergekit_av.base import base_or_default
+    from mergekit_av.checkpoint import Checkpoint, fingerprint
+    from mergekit_av.models import default_device, own_dtype, resolve
+
+    from .evaluator import Evaluator, Identity
+    from .measurer import Setup
+    from .recipe_of import Ingredients
+    from .search import Records, Search
+    from .search_report import SearchReport, wanted_levels
+    from .store import EVALUATIONS, Store
+    from .tasks import make_task
+
+    source = base_or_default(base)
+    # The vectors to compare with come last, and are at 0 unless they are measured themselves.
+    loaded = vectors | rivals
+    setup = Setup(
+        base=str(resolve(source)),
+        vectors={name: str(vector.folder) for name, vector in loaded.items()},
+        dtype=dtype, device=device or default_device(),
+        rounding=rounding, seed=seed, transfer=transfer,
+    )  # fmt: skip
+    weights = Checkpoint(Path(setup.base))
+    runs = runs or (out if every else RUNS)
+    with Store(runs / EVALUATIONS) as store, _engine(setup, workers) as (engine, model, tokenizer):
+        identity = Identity.of(fingerprint(weights), loaded, rounding, seed, model.dtype)
+        evaluator = Evaluator(engine, identity, store)
+
+        def chosen_records(domains: list[Domain], split: str) -> Records:
+            def task(domain: Domain, **options: int):
+                some = records[domain.name]
+                return make_task(model, tokenizer, domain, some, split, **options)
+
+            return Records(
+                tuple(task(domain, limit=max_records) for domain in domains),
+                tuple(
+                    task(domain, limit=generate, new_tokens=max_new_tokens)
+                    for domain in (wanted if generate else ())
+                ),
+                max_new_tokens,
+            )
+
+        validation, test = chosen_records(wanted, "validation"), chosen_records(scored, "test")
+        search = Search(evaluator, question, goals, chosen, validation, budget)
+        report = SearchReport(
+            source={
+                "base": source,
+                "base fingerprint": identity.base,
+                "vectors": {name: str(vector.folder) for name, vector in vectors.items()},
+                "transfer": transfer,
+                "dtype": identity.dtype,
+                "rounding": f"{rounding}, seed {seed}",
+                "range": {name: f"{v[0]:g} … {v[-1]:g}" for name, v in question.axes.items()},
+                "step": step,
+                "strategy": strategy,
+                "tolerance": f"{tolerance:g}",
+                "records": {
+                    f"{task.name} {task.split}": len(task.records)
+                    for task in (*validation.scored, *test.scored)
+                },
+                "device": machine(setup.device),
+                "workers": str(workers),
+                "versions": versions(),
+                "command": shlex.join(["av-search", *sys.argv[1:]]),
+            },
+            ingredients=Ingredients(
+                source, _as_given(avs, vectors), own_dtype(weights), rounding, seed, transfer
+            ),
+            search=search,
+            training=_training_seconds(vectors),
+        )
+        try:
+            search.run()
+            report.conclude(goals)
+            report.test(evaluator, test)
+            report.compare(rivals, evaluator, test)
+        except (KeyboardInterrupt, AVError) as error:
+            click.echo(
+                f"Stopped after {len(search.settings)} of up to {budget} settings. What was measured "
+                f"is kept in {runs}; the same command goes on from there",
+                err=True,
+            )
+            if isinstance(error, KeyboardInterrupt) and search.settings:
+                report.interrupted = True
+                report.conclude(goals)
+                _write(report, runs, out, every, err=True)
+            raise
+    _write(report, runs, out, every)
+    if not every and not report.outcomes[0].met:
+        raise AVError(
+            f"no setting tried brings out {wanted_levels(report.outcomes[0])}: {out} is the nearest"
+        )
+
+
+def _write(report: "SearchReport", runs: Path, out: Path, every: bool, err: bool = False) -> None:
+    """Everything to its files, and a summary to stdout; with `err` to stderr."""
+    name = "combinations" if every else out.stem
+    report.write(runs, name)
+    if every:
+        for found in report.outcomes:
+            if found.met:
+                file = "_".join(f"{domain}-{level}" for domain, level in found.goal.items())
+                write_whole(out / "recipes" / f"{file}.yml", report.recipe(found))
+    else:
+        write_whole(out, report.recipe(report.outcomes[0]))
+    where = f"Recipes: {out / 'recipes'}" if every else f"Recipe: {out}"
+    click.echo(f"{report.summary()}\n{where}   Report: {runs / name}.md", err=err)
+
+
+@contextlib.contextmanager
+def _engine(setup: "Setup", workers: int) -> Iterator[tuple[Any, Any, Any]]:
+    """What measures, a model whose configuration says what fits, and its tokenizer."""
+    from mergekit_av.chat import ensure_chat_template
+    from mergekit_av.models import load_shape, load_tokenizer
+
+    tokenizer = load_tokenizer(setup.base)
+    if notice := ensure_chat_template(tokenizer):
+        click.echo(f"{setup.base}: {notice}", err=True)
+    if workers == 1:
+        measurer = setup.measurer()
+        yield measurer, measurer.model, tokenizer
+        return
+
+    from .workers import Workers
+
+    with Workers(setup, workers) as processes:
+        yield processes, load_shape(setup.base, setup.dtype), tokenizer
+
+
+def _wanted(
+    wants: tuple[str, ...], every: bool, names: tuple[str, ...], vectors: Mapping[str, Any]
+) -> tuple[dict[str, str], list[Domain]]:
+    """The goal (empty with --all), and all domains to score: those of the goal first."""
+    if every == bool(wants):
+        raise click.UsageError("say what is wanted: --want DOMAIN=LEVEL for each domain, or --all")
+    if every:
+        return {}, load_domains(names, vectors)
+    described = {domain.name: domain for domain in map(load_domain, names)}
+    goal, scored = {}, {}
+    for text in wants:
+        name, sign, level = text.partition("=")
+        if not (name and sign and level):
+            raise click.UsageError(f"--want must be DOMAIN=LEVEL, not {text!r}")
+        if name in goal:
+            raise click.UsageError(f"two levels are wanted for {name}: give one")
+        scored[name] = domain = described.get(name) or load_domain(name)
+        if level not in domain.levels:
+            raise AVError(f"{name} has no level {level!r}: there are {', '.join(domain.levels)}")
+        goal[name] = level
+    own = {name: load_domain(name) for name in vectors if name in built_in_domains()}
+    return goal, list({**scored, **described, **own}.values())
+
+
+def _axes(
+    ranges: tuple[str, ...], step: str, vectors: Mapping[str, Any]
+) -> dict[str, tuple[float, ...]]:
+    """Vector → the λ it may have."""
+    found: dict[str | None, tuple[float, ...]] = {}
+    for text in ranges:
+        name, sign, span = text.rpartition("=")
+        if sign and name not in vectors:
+            raise click.UsageError(
+                f"--range names {name!r}, and the vectors are {', '.join(vectors)}"
+            )
+        if (name or None) in found:
+            raise click.UsageError(f"--range is given twice for {name or 'all vectors'}")
+        found[name or None] = _axis(span, step)
+    usual = found.get(None) or _axis(USUAL_RANGE, step)
+    return {name: found.get(name, usual) for name in vectors}
+
+
+def _axis(span: str, step: str) -> tuple[float, ...]:
+    from .question import axis
+
+    low, _, high = span.partition(":")
+    try:
+        numbers = [Decimal(value) for value in (low, high, step)]
+    except InvalidOperation:
+        numbers = []
+    if not numbers or not all(number.is_finite() for number in numbers):
+        raise click.UsageError(
+            f"--range must be like -2:2 and --step like 0.1, not {span!r} and {step!r}"
+        )
+    try:
+        return axis(*numbers)
+    except AVError as error:
+        raise click.UsageError(error.message) from None
+
+
+def _budget(given: int | None, strategy: str, minimum: int, size: int, every: bool) -> int:
+    if given is None:
+        given = minimum if strategy == "grid" else (3 if every else 2) * minimum
+    elif given < minimum:
+        raise click.UsageError(
+            f"--budget {given} is too small: the strategy {strategy!r} needs {minimum} settings here"
+        )
+    return min(given, size)
+
+
+def _open_joint(avs: tuple[str, ...], scored: list[Domain]) -> "dict[str, AlignmentVector]":
+    """The vectors to compare with, under names that no other has."""
+    from mergekit_av.vector import AlignmentVector
+
+    opened = {f"joint {number}": AlignmentVector.open(av) for number, av in enumerate(avs, 1)}
+    for vector in opened.values():
+        goal = (vector.metadata.training or {}).get("joint")
+        if not goal:
+            raise AVError(f"{vector.folder} was not trained by `av-train --joint`")
+        for name in goal:
+            if name not in {domain.name for domain in scored}:
+                raise AVError(f"{vector.folder} is about {name}, which is not scored: add --domain")
+    return opened
+
+
+def _training_seconds(vectors: Mapping[str, "AlignmentVector"]) -> dict[str, float]:
+    known = {name: (v.metadata.training or {}).get("seconds") for name, v in vectors.items()}
+    return {name: seconds for name, seconds in known.items() if seconds is not None}
+
+
+def _as_given(avs: tuple[str, ...], vectors: Mapping[str, Any]) -> dict[str, str]:
+    """Name → the vector as it was typed, so that a recipe names it in the same way."""
+    return {name: av.removeprefix(f"{name}=") for name, av in zip(vectors, avs, strict=True)}

@@ -1,0 +1,116 @@
+"""The search: settings are measured as a strategy chooses them, until it has no more to ask."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from .evaluator import Evaluator
+from .fluency import Fluency
+from .measurer import Job
+from .question import Goal, Landscape, Point, Question, Setting
+from .strategies import Strategy
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class Records:
+    """What is measured at a setting.
+
+    Attributes:
+        scored: the records whose responses are scored, a task a domain.
+        written: the queries that the model answers, for the fluency guard; none for no guard.
+        max_new_tokens: where answers are cut.
+    """
+
+    scored: tuple[Task, ...]
+    written: tuple[Task, ...] = ()
+    max_new_tokens: int = 0
+
+    def jobs(self, lambdas: Mapping[str, float]) -> list[Job]:
+        scored = [Job(lambdas, task) for task in self.scored]
+        return scored + [Job(lambdas, task, self.max_new_tokens) for task in self.written]
+
+    def answers(self, evaluator: Evaluator, lambdas: Mapping[str, float]) -> list[Fluency]:
+        """What the guard sees at a setting, of each task's answers."""
+        return [evaluator.written(lambdas, task, self.max_new_tokens)[1] for task in self.written]
+
+    def damage(self, evaluator: Evaluator, lambdas: Mapping[str, float]) -> float:
+        """By the task whose answers have suffered most (`Fluency.damage`); 0 without a guard."""
+        pairs = zip(self.answers(evaluator, lambdas), self.answers(evaluator, {}), strict=True)
+        return max((seen.damage(base) for seen, base in pairs), default=0.0)
+
+
+class Search:
+    """Measures settings until the strategy has no more to ask or the budget is spent.
+
+    Args:
+        records: those that goals are looked for on, of the validation split.
+        budget: settings, whether measured now or read from the store: so a search that is resumed
+            comes to the same end.
+
+    Attributes:
+        settings: what was measured, in order. Where the search is interrupted, all that there was.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, question: Question, goals: Sequence[Goal], strategy: Strategy,
+        records: Records, budget: int,
+    ):  # fmt: skip
+        self.evaluator, self.question, self.goals = evaluator, question, goals
+        self.strategy, self.records, self.budget = strategy, records, budget
+        self.settings: list[Setting] = []
+
+    def run(self) -> None:
+        with tqdm(total=self.budget, desc="Searching", unit="setting") as bar:
+            while points := self._next():
+                self._measure(points, bar)
+                self.settings += [self._setting(point) for point in points]
+                bar.set_postfix_str(self._standing())
+
+    def best(self, goal: Goal) -> tuple[Setting, bool]:
+        """The best setting seen for a goal, and whether it meets the goal."""
+        landscape = Landscape.seen(self.question, self.settings)
+        number = int(landscape.value(self.question, goal).argmax())
+        return self.settings[number], bool(landscape.met(self.question, goal)[number])
+
+    @property
+    def seconds(self) -> float:
+        """What the settings cost, whenever they were measured; in one process after another."""
+        jobs = (job for setting in self.settings for job in self._jobs(setting.point))
+        return sum(map(self.evaluator.seconds, jobs))
+
+    def _next(self) -> list[Point]:
+        left = self.budget - len(self.settings)
+        return self.strategy.next(self.settings)[:left] if left else []
+
+    def _measure(self, points: Sequence[Point], bar: tqdm) -> None:
+        missing = {
+            point: [job for job in self._jobs(point) if not self.evaluator.holds(job)]
+            for point in points
+        }
+        kept = sum(not jobs for jobs in missing.values())
+        # What was kept takes no time: the time that is left is that of the others.
+        bar.initial += kept
+        bar.update(kept)
+        left = {point: len(jobs) for point, jobs in missing.items()}
+        for job in self.evaluator.measure([job for jobs in missing.values() for job in jobs]):
+            point = tuple(job.lambdas.values())
+            left[point] -= 1
+            bar.update(left[point] == 0)
+
+    def _setting(self, point: Point) -> Setting:
+        lambdas = self.question.setting(point)
+        scores = {}
+        for task in self.records.scored:
+            result = self.evaluator.result(lambdas, task)
+            scores[task.name] = np.array([list(row.values()) for row in result.scores.values()])
+        return Setting(point, scores, self.records.damage(self.evaluator, lambdas))
+
+    def _jobs(self, point: Point) -> list[Job]:
+        return self.records.jobs(self.question.setting(point))
+
+    def _standing(self) -> str:
+        met = sum(self.best(goal)[1] for goal in self.goals)
+        return f"{met} of {len(self.goals)} met"

@@ -1,0 +1,75 @@
+"""Surfaces: what would be measured at any point, from what was measured at some.
+
+Every record's mean log-probability at every level is a smooth function of the coefficients. Each is
+interpolated by radial basis functions, all of them at once; what is measured comes back exactly.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.interpolate import RBFInterpolator
+
+from .question import Landscape, Question, Setting
+
+KERNEL, DEGREE = "cubic", 1
+# Beyond this much damage it does not matter how much more: a broken model must not tilt the surface
+# where the language holds.
+BROKEN = 3.0
+
+
+class Surfaces:
+    """Fitted to settings, at least one more than there are vectors."""
+
+    def __init__(self, question: Question, settings: Sequence[Setting]):
+        self.question = question
+        self._shapes = {domain: settings[0].scores[domain].shape for domain in question.levels}
+        self._points = np.array([setting.point for setting in settings], dtype=float)
+        self._values = np.array([self._row(setting) for setting in settings])
+        self._surface = _fit(self._points, self._values)
+
+    def landscape(self, points: np.ndarray) -> Landscape:
+        """What is predicted at points, (points, vectors)."""
+        rows = self._surface(points)
+        return Landscape.of(self.question, points, self._split(rows), rows[:, -1])
+
+    def scores(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        """Domain → the mean log-probabilities predicted at points, (points, records, levels)."""
+        return self._split(self._surface(points))
+
+    def left_out(self) -> Landscape:
+        """What would be predicted at each measured point from all others."""
+        rows = self._left_out()
+        return Landscape.of(self.question, self._points, self._split(rows), rows[:, -1])
+
+    def error(self) -> float:
+        """How far `left_out` is from what was measured: root mean square of the mean
+        log-probabilities, nats per token."""
+        *scores, _ = (self._left_out() - self._values).T
+        return float(np.sqrt(np.mean(np.square(scores))))
+
+    def _left_out(self) -> np.ndarray:
+        everything = np.arange(len(self._points))
+        return np.concatenate(
+            [
+                _fit(self._points[everything != i], self._values[everything != i])(
+                    self._points[i : i + 1]
+                )
+                for i in everything
+            ]
+        )
+
+    def _row(self, setting: Setting) -> np.ndarray:
+        scores = [setting.scores[domain].ravel() for domain in self.question.levels]
+        return np.concatenate([*scores, [min(setting.damage, BROKEN)]])
+
+    def _split(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        scores, start = {}, 0
+        for domain, (records, levels) in self._shapes.items():
+            end = start + records * levels
+            scores[domain] = rows[:, start:end].reshape(-1, records, levels)
+            start = end
+        return scores
+
+
+def _fit(points: np.ndarray, values: np.ndarray) -> RBFInterpolator:
+    return RBFInterpolator(points, values, kernel=KERNEL, degree=DEGREE)
