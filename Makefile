@@ -25,12 +25,13 @@ test: .venv/installed ## Check the code's form and run the tests
 test-slow: .venv/installed ## Run the tests that take minutes, mergekit's own suite among them
 	$(BIN)/pytest -m slow
 
-bench: .venv/installed ## Measure speed and memory against mergekit, plain copying and scoring
+bench: .venv/installed ## Measure speed and memory against mergekit, copying, scoring and the grid
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/knobs.py
+	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/imports.py
 
 clean: ## Remove the environment and everything the demo made

@@ -13,7 +13,7 @@ import click
 from mergekit_av.cli import command
 from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
-from mergekit_av.files import write_whole
+from mergekit_av.files import check_writable, write_whole
 
 from .inputs import load_all_records, load_domains, machine, open_vectors, versions
 
@@ -127,6 +127,7 @@ def av_search(
         raise click.UsageError(f"--out must be a recipe, such as {out}.yml")
     if not every and out.exists() and not overwrite:
         raise AVError(f"{out} exists: choose another name or pass --overwrite")
+    check_writable(out)
     records = load_all_records(scored, data)
     wanted = [domain for domain in scored if every or domain.name in goal]
     for domain in wanted:
@@ -173,7 +174,7 @@ def av_search(
     )  # fmt: skip
     weights = Checkpoint(Path(setup.base))
     runs = runs or (out if every else RUNS)
-    with Store(runs / EVALUATIONS) as store, _engine(setup, workers) as (engine, model, tokenizer):
+    with _engine(setup, workers) as (engine, model, tokenizer), Store(runs / EVALUATIONS) as store:
         identity = Identity.of(fingerprint(weights), loaded, rounding, seed, model.dtype)
         evaluator = Evaluator(engine, identity, store)
 

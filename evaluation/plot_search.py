@@ -30,11 +30,10 @@ def plot_slices(search: Search, found: Outcome, file: Path) -> None:
         AVError: matplotlib is not installed, or the file cannot be written.
     """
     pyplot = load_pyplot()
-    names = list(found.lambdas)
-    if len(search.settings) <= len(names):  # nothing that a surface could be fitted to
-        pairs: list[tuple[str, ...]] = [tuple(names[:1])]
-    else:
-        pairs = list(combinations(names, 2)) or [tuple(names)]
+    # A vector that cannot move has no axis.
+    names = [name for name, values in search.question.axes.items() if len(values) > 1]
+    names = names or list(found.lambdas)[:1]
+    pairs: list[tuple[str, ...]] = list(combinations(names, 2)) or [tuple(names)]
     figure, panels = pyplot.subplots(
         1, len(pairs), figsize=(0.8 + 4.0 * len(pairs), 4.2), squeeze=False, layout="constrained"
     )

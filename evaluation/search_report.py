@@ -20,6 +20,7 @@ from .plot_search import plot_goals, plot_slices
 from .question import Goal, Landscape
 from .recipe_of import Ingredients, recipe
 from .search import Records, Search
+from .surfaces import Surfaces
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class SearchReport:
             "interrupted": self.interrupted,
             "budget": self.search.budget,
             "seconds": self.search.seconds,
+            "surface_error": self._surfaces().error(),
             "training_seconds": self.training,
             "outcomes": [_outcome(found) for found in self.outcomes],
             "joint": [
@@ -211,6 +213,10 @@ class SearchReport:
             f"chose the coefficients"
             + (f"; {holds} of these on the test records as well." if self._tested else ".")
         )
+        parts.append(
+            "Predicted by surfaces through all other settings, the mean log-probabilities of a "
+            f"setting are off by {self._surfaces().error():.2f} nats per token (root mean square)."
+        )
         parts += [f"![Margins]({figure})", self._table()]
         if unmet := [found for found in self.outcomes if not found.met]:
             parts += ["## Not met", *(self._unmet(unmet))]
@@ -219,6 +225,9 @@ class SearchReport:
         if len(self.outcomes) == 1:
             parts += ["## Recipe", f"```yaml\n{self.recipe(self.outcomes[0])}```"]
         return "\n\n".join(parts) + "\n"
+
+    def _surfaces(self) -> Surfaces:
+        return Surfaces(self.search.question, self.search.settings)
 
     @property
     def _tested(self) -> bool:

@@ -4,21 +4,20 @@ Every record's mean log-probability at every level is a smooth function of the c
 interpolated by radial basis functions, all of them at once; what is measured comes back exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.interpolate import RBFInterpolator
 
 from .question import Landscape, Question, Setting
 
-KERNEL, DEGREE = "cubic", 1
 # Beyond this much damage it does not matter how much more: a broken model must not tilt the surface
 # where the language holds.
 BROKEN = 3.0
 
 
 class Surfaces:
-    """Fitted to settings, at least one more than there are vectors."""
+    """Fitted to settings, one at least."""
 
     def __init__(self, question: Question, settings: Sequence[Setting]):
         self.question = question
@@ -49,6 +48,8 @@ class Surfaces:
 
     def _left_out(self) -> np.ndarray:
         everything = np.arange(len(self._points))
+        if len(everything) == 1:
+            return self._values
         return np.concatenate(
             [
                 _fit(self._points[everything != i], self._values[everything != i])(
@@ -71,5 +72,15 @@ class Surfaces:
         return scores
 
 
-def _fit(points: np.ndarray, values: np.ndarray) -> RBFInterpolator:
-    return RBFInterpolator(points, values, kernel=KERNEL, degree=DEGREE)
+def _fit(points: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from points to predicted values."""
+    # A coefficient that is the same everywhere says nothing.
+    moving = np.ptp(points, axis=0) > 0
+    if not moving.any():
+        return lambda others: np.repeat(values[:1], len(others), axis=0)
+    known = points[:, moving]
+    # Around a plane where the points allow one: cubics bend as scores do.
+    planar = np.linalg.matrix_rank(np.column_stack([np.ones(len(known)), known])) > moving.sum()
+    options = {"kernel": "cubic", "degree": 1} if planar else {"kernel": "linear", "degree": 0}
+    surface = RBFInterpolator(known, values, **options)
+    return lambda others: surface(others[:, moving])

@@ -36,8 +36,19 @@ def check_vacant(path: Path, overwrite: bool, marker: str) -> None:
                 raise AVError(f"{path} exists: choose another folder or pass --overwrite")
             if not (path / marker).is_file() and any(path.iterdir()):
                 raise AVError(f"{path} has no {marker}: --overwrite replaces only what we wrote")
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.absolute().parent):
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Make the parent folder of a file or folder that is to be written.
+
+    Raises:
+        AVError: that cannot be done, or nothing can be written there.
+    """
+    parent = Path(path).absolute().parent
+    with _as_av_error(path):
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
             pass
 
 

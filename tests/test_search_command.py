@@ -245,6 +245,17 @@ def test_what_cannot_be_had_ends_with_the_nearest_and_what_is_in_the_way(given, 
     assert -0.1 <= values["medical"] <= 0 <= values["legal"] <= 0.2
 
 
+def test_a_vector_that_may_not_move_is_left_alone(given, tmp_path):
+    result = search(
+        *given, "--want", "medical=expert", "--range", "legal=0:0", "--out", tmp_path / "x.yml",
+        "--runs", tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = read(tmp_path, "x")
+    assert {setting["lambdas"]["legal"] for setting in report["settings"]} == {0.0}
+    assert image.imread(tmp_path / "x.png")[..., :3].std() > 0.05
+
+
 def test_a_domain_without_a_vector_is_only_observed(given, tmp_path):
     options = given[:4] + given[6:]  # without the legal vector
     result = search(
@@ -432,6 +443,11 @@ def test_vectors_of_another_base_are_refused(given, vectors, tmp_path, base):
 def test_a_vector_that_was_not_trained_jointly_is_no_rival(given, vectors, tmp_path):
     says = refused(*given, *WANTED, "--joint", vectors["medical"], "--out", tmp_path / "x.yml")
     assert "was not trained by `av-train --joint`" in says
+
+
+def test_a_folder_that_is_a_file_is_said_at_once(given, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "could not write" in refused(*given, *WANTED, "--out", tmp_path / "file" / "x.yml")
 
 
 def test_a_large_search_is_asked_about(given, tmp_path):

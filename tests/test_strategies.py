@@ -180,6 +180,18 @@ def test_more_settings_make_better_surfaces_and_the_error_says_so():
     assert all(0.3 < a / b < 3 for a, b in zip(errors, said, strict=True))
 
 
+def test_few_or_lined_up_points_make_a_surface_too():
+    world = World(2)
+    for points in ([(0, 0)], [(0, 0), (1, 1)], [(0, 0), (1, 1), (2, 2)], [(0, 1), (0, 2), (0, -1)]):
+        seen = world.settings([tuple(map(float, point)) for point in points])
+        surfaces = Surfaces(world.question, seen)
+        measured = Landscape.seen(world.question, seen)
+        predicted = surfaces.landscape(measured.points)
+        for key, values in measured.smooth.items():
+            assert predicted.smooth[key] == pytest.approx(values, abs=1e-6)
+        assert np.isfinite(surfaces.error())
+
+
 def test_a_broken_model_does_not_tilt_the_surface_where_the_language_holds():
     world = World(1, step="0.5")
     seen = [
