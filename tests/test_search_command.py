@@ -328,7 +328,7 @@ def uninterrupted(given, tmp_path_factory) -> dict:
     return read(out, "combinations")
 
 
-@pytest.mark.parametrize("evaluations", [1, 30, 75])
+@pytest.mark.parametrize("evaluations", [1, 75])
 def test_killed_and_started_again_it_comes_to_the_same_end(
     long, tmp_path, uninterrupted, evaluations
 ):

@@ -8,7 +8,7 @@ from searching import LEVELS, World, explore
 
 from mergekit_av import AVError
 from mergekit_av.evaluation.question import Landscape, Question, axis, combinations
-from mergekit_av.evaluation.strategies import STRATEGIES, Grid, Hierarchical, Surface
+from mergekit_av.evaluation.strategies import MOST, STRATEGIES, Grid, Hierarchical, Surface
 from mergekit_av.evaluation.surfaces import Surfaces
 
 
@@ -137,12 +137,11 @@ def test_a_small_lattice_is_measured_whole():
 
 
 def test_more_vectors_than_a_lattice_can_be_listed_for():
-    world = World(5, step="0.1")
-    goal = {
-        f"d{i}": level
-        for i, level in enumerate(("expert", "avoidance", "expert", "generic", "expert"))
-    }
-    seen = explore(Surface(world.question, [goal]), world, 140)
+    world = World(4, step="0.1")
+    levels = ("expert", "avoidance", "generic", "expert")
+    goal = dict(zip(world.question.axes, levels, strict=True))
+    assert world.question.size > MOST
+    seen = explore(Surface(world.question, [goal]), world, 90)
     found = Landscape.seen(world.question, seen)
     assert found.met(world.question, goal).any()
 
