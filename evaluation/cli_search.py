@@ -1,6 +1,7 @@
 """`av-search`: from wanted levels to the coefficients that bring them out."""
 
 import contextlib
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -66,8 +67,8 @@ MANY = 500
 )  # fmt: skip
 @click.option(
     "--tolerance", type=click.FloatRange(min=0), default=1.0,
-    help="How much of what the fluency guard allows may be used; `inf` looks at the language "
-    "without minding it.",
+    help="How much of what the fluency guard allows may be used; with `inf` it is only reported, of "
+    "what is found.",
 )  # fmt: skip
 @click.option(
     "--generate", type=click.IntRange(min=0), default=4,
@@ -178,7 +179,7 @@ def av_search(
         identity = Identity.of(fingerprint(weights), loaded, rounding, seed, model.dtype)
         evaluator = Evaluator(engine, identity, store)
 
-        def chosen_records(domains: list[Domain], split: str) -> Records:
+        def chosen_records(domains: list[Domain], split: str, guard: bool) -> Records:
             def task(domain: Domain, **options: int):
                 some = records[domain.name]
                 return make_task(model, tokenizer, domain, some, split, **options)
@@ -187,12 +188,14 @@ def av_search(
                 tuple(task(domain, limit=max_records) for domain in domains),
                 tuple(
                     task(domain, limit=generate, new_tokens=max_new_tokens)
-                    for domain in (wanted if generate else ())
+                    for domain in (wanted if guard else ())
                 ),
                 max_new_tokens,
             )
 
-        validation, test = chosen_records(wanted, "validation"), chosen_records(scored, "test")
+        # Without a limit to the damage, only what is found is looked at.
+        validation = chosen_records(wanted, "validation", bool(generate) and tolerance < math.inf)
+        test = chosen_records(scored, "test", bool(generate))
         search = Search(evaluator, question, goals, chosen, validation, budget)
         report = SearchReport(
             source={

@@ -98,40 +98,35 @@ class SearchReport:
 
     def summary(self) -> str:
         """What there is to say on a terminal."""
-        met, holds = count(self.outcomes)
         if len(self.outcomes) > 1:
-            rows = [
-                (
-                    wanted_levels(found),
-                    " ".join(f"{value:g}" for value in found.lambdas.values()) if found.met else "",
-                    f"{found.margin:+.2f}" if found.met else "not met",
-                    f"{found.test_margin:+.2f}" if found.tests else "",
-                )
-                for found in self.outcomes
-            ]
-            head = (
-                "wanted",
-                "λ " + " ".join(self.ingredients.vectors),
-                "margin",
-                "on test records",
-            )
-            text = f"{met} of {len(self.outcomes)} met on the validation records"
-            return (
-                aligned([head, *rows])
-                + "\n"
-                + text
-                + (f", {holds} of these on the test records" if self._tested else "")
-            )
+            return self._summary_of_many()
         [found] = self.outcomes
         setting = " ".join(f"{name} {value:g}" for name, value in found.lambdas.items())
-        lines = [
-            f"{wanted_levels(found)}: {'met' if found.met else 'NOT met, the nearest is'} at {setting}"
-        ]
+        met = "met" if found.met else "NOT met, the nearest is"
+        lines = [f"{wanted_levels(found)}: {met} at {setting}"]
         lines += [f"  {obstacle}" for obstacle in found.obstacles]
         if found.tests:
             lines.append(accuracy_table(list(found.tests.values())))
         lines.append(f"{self._margins(found)}; language: {self._language(found)}")
         return "\n".join(lines)
+
+    def _summary_of_many(self) -> str:
+        rows = [("wanted", "λ " + " ".join(self.ingredients.vectors), "margin", "test", "language")]
+        for found in self.outcomes:
+            cells = ["", "not met", "", ""]
+            if found.met:
+                cells = [
+                    " ".join(f"{value:g}" for value in found.lambdas.values()),
+                    f"{found.margin:+.2f}",
+                    f"{found.test_margin:+.2f}" if found.tests else "",
+                    self._damage(found),
+                ]
+            rows.append((wanted_levels(found), *cells))
+        met, holds = count(self.outcomes)
+        text = f"{met} of {len(self.outcomes)} met on the validation records"
+        if self._tested:
+            text += f", {holds} of these on the test records"
+        return f"{aligned(rows)}\n{text}"
 
     def _margins(self, found: Outcome) -> str:
         text = f"worst margin: {found.margin:+.2f} of the validation records"
@@ -160,13 +155,19 @@ class SearchReport:
         return lines
 
     def _language(self, found: Outcome) -> str:
-        if not self.search.records.written:
-            return "not looked at (--generate 0)"
-        state = "holds" if found.damage <= self.search.question.tolerance else "broken"
-        text = f"{state}, {found.damage:.2f} of what the fluency guard allows"
-        if found.test_damage is not None:
-            text += f" ({found.test_damage:.2f} in answers to test queries)"
-        return text
+        guarded = bool(self.search.records.written)
+        seen = {"validation": found.damage if guarded else None, "test": found.test_damage}
+        known = {split: damage for split, damage in seen.items() if damage is not None}
+        if not known:
+            return "not looked at"
+        state = "holds" if max(known.values()) <= 1 else "has broken down"
+        used = " and ".join(f"{damage:.2f} ({split} queries)" for split, damage in known.items())
+        return f"{state}, {used} of what the fluency guard allows"
+
+    def _damage(self, found: Outcome) -> str:
+        """By the validation queries where they limited the search, else by the test queries."""
+        damage = found.damage if self.search.records.written else found.test_damage
+        return "" if damage is None else f"{damage:.2f}"
 
     def _json(self) -> dict[str, Any]:
         question, seen = self.search.question, self.search.settings
@@ -247,7 +248,7 @@ class SearchReport:
                 for domain in domains
             ]
             cells.append(f"{found.test_margin:+.2f}" if found.tests else "")
-            rows.append([*cells, f"{found.damage:.2f}" if self.search.records.written else ""])
+            rows.append([*cells, self._damage(found)])
         says = (
             "Shares on test records in the order of the levels, the dominant one in bold; language "
             "as the share of what the fluency guard allows (1 is its limit); of a goal that is not "

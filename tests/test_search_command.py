@@ -203,6 +203,15 @@ def test_the_same_store_serves_another_question(every, given, tmp_path):
     assert len(keys(runs)) - before < 3 * len(report["settings"]) / 2
 
 
+def test_without_a_limit_the_language_is_only_looked_at_where_something_was_found(every):
+    _, out = every
+    written = [key for key in keys(out) if "max_new_tokens" in key]
+    assert written and {key["split"] for key in written} == {"test"}
+    report = read(out, "combinations")
+    for outcome in report["outcomes"]:
+        assert (outcome["test_damage"] is not None) == outcome["met"]
+
+
 def test_a_sweep_and_a_search_share_what_they_measure(given, base, trained, data, tmp_path):
     runs = tmp_path / "runs"
     options = ["--base", base, "--av", trained["medical"], "--data", f"medical={data['medical']}"]
