@@ -1,7 +1,9 @@
 """Surfaces: what would be measured at any point, from what was measured at some.
 
 Every record's mean log-probability at every level is a smooth function of the coefficients. Each is
-interpolated by radial basis functions, all of them at once; what is measured comes back exactly.
+interpolated by thin-plate splines, all of them at once; what is measured comes back exactly. Far
+from 0 log-probabilities fall ever faster, so what is interpolated is the logarithm of their negative,
+which bends less.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +16,8 @@ from .question import Landscape, Question, Setting
 # Beyond this much damage it does not matter how much more: a broken model must not tilt the surface
 # where the language holds.
 BROKEN = 3.0
+# Nats per token below which a response is as good as certain.
+CERTAIN = 1e-6
 
 
 class Surfaces:
@@ -43,8 +47,9 @@ class Surfaces:
     def error(self) -> float:
         """How far `left_out` is from what was measured: root mean square of the mean
         log-probabilities, nats per token."""
-        *scores, _ = (self._left_out() - self._values).T
-        return float(np.sqrt(np.mean(np.square(scores))))
+        predicted, measured = self._split(self._left_out()), self._split(self._values)
+        errors = [predicted[domain] - measured[domain] for domain in measured]
+        return float(np.sqrt(np.mean(np.square(np.concatenate(errors, axis=None)))))
 
     def _left_out(self) -> np.ndarray:
         everything = np.arange(len(self._points))
@@ -61,13 +66,14 @@ class Surfaces:
 
     def _row(self, setting: Setting) -> np.ndarray:
         scores = [setting.scores[domain].ravel() for domain in self.question.levels]
-        return np.concatenate([*scores, [min(setting.damage, BROKEN)]])
+        bent = np.log(np.maximum(-np.concatenate(scores), CERTAIN))
+        return np.append(bent, min(setting.damage, BROKEN))
 
     def _split(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         scores, start = {}, 0
         for domain, (records, levels) in self._shapes.items():
             end = start + records * levels
-            scores[domain] = rows[:, start:end].reshape(-1, records, levels)
+            scores[domain] = -np.exp(rows[:, start:end]).reshape(-1, records, levels)
             start = end
         return scores
 
@@ -79,8 +85,12 @@ def _fit(points: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], np.nd
     if not moving.any():
         return lambda others: np.repeat(values[:1], len(others), axis=0)
     known = points[:, moving]
-    # Around a plane where the points allow one: cubics bend as scores do.
+    # Around a plane where the points allow one.
     planar = np.linalg.matrix_rank(np.column_stack([np.ones(len(known)), known])) > moving.sum()
-    options = {"kernel": "cubic", "degree": 1} if planar else {"kernel": "linear", "degree": 0}
+    options = (
+        {"kernel": "thin_plate_spline", "degree": 1}
+        if planar
+        else {"kernel": "linear", "degree": 0}
+    )
     surface = RBFInterpolator(known, values, **options)
     return lambda others: surface(others[:, moving])
