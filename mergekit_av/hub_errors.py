@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from .errors import AVError
 
 LONGEST = 300  # characters of what a server says
-AGAIN = "run the same command again; what has arrived is not sent twice"
+AGAIN = "run the same command again: what has arrived is kept"
 
 
 @contextlib.contextmanager

@@ -175,19 +175,10 @@ def hub(_hub, base):
     return _hub
 
 
-@pytest.fixture(params=["xet", "lfs"])
-def any_client(request, _clients, tmp_path):
-    """A client of `hub` that works in `tmp_path` with an empty cache, by Xet and by LFS."""
-    client = _clients(request.param)
-    client.folder = tmp_path
-    yield client
-    shutil.rmtree(client.home, ignore_errors=True)
-
-
 @pytest.fixture
-def client(_clients, tmp_path):
-    """The same, as users have it: by Xet."""
-    found = _clients("xet")
+def client(_clients, tmp_path, request):
+    """A client of `hub` that works in `tmp_path` with an empty cache, by Xet as every user's."""
+    found = _clients(getattr(request, "param", "xet"))
     found.folder = tmp_path
     yield found
     shutil.rmtree(found.home, ignore_errors=True)

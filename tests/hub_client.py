@@ -20,10 +20,10 @@ from processes import Ended
 
 TOKEN = "hf_writeTOKENofME"
 PRELOAD = (
-    "mergekit.scripts.run_yaml", "mergekit_av.merge_method", "mergekit_av.cli_push",
-    "mergekit_av.hub", "mergekit_av.evaluation.cli", "mergekit_av.evaluation.accuracy",
-    "transformers.models.llama.modeling_llama",
+    "mergekit_av.cli_push", "mergekit_av.hub", "huggingface_hub.hf_api", "hf_xet",
+    "huggingface_hub.utils._xet", "huggingface_hub._snapshot_download",
 )  # fmt: skip
+FOR_MERGES = ("mergekit.scripts.run_yaml", "mergekit_av.merge_method", "mergekit_av.evaluation.cli")
 # The client waits so long for an answer, and between retries of Xet.
 IMPATIENT = {
     "HF_HUB_DOWNLOAD_TIMEOUT": "2",
@@ -104,7 +104,7 @@ def connect(folder: Path, endpoint: str, transport: str = "xet") -> Iterator[Cli
         **({"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}),
     }
     process = subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, __file__, *PRELOAD, *(FOR_MERGES if transport == "xet" else ())],
         env=outside | here,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -120,7 +120,7 @@ def connect(folder: Path, endpoint: str, transport: str = "xet") -> Iterator[Cli
 
 def _serve() -> None:
     """What the process of an environment does, until its stdin ends."""
-    for name in PRELOAD:
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     answers = os.dup(1)
     os.dup2(2, 1)

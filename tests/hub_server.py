@@ -87,6 +87,7 @@ class Fault:
         cut_response: hang up after so many bytes of the answer's body.
         slow: seconds to wait in the middle of the answer's body.
         then: called before hanging up.
+        after: how many matching requests are let through first.
         times: how often; None for always.
     """
 
@@ -98,10 +99,14 @@ class Fault:
     cut_response: int | None = None
     slow: float = 0
     then: Callable[[], None] = lambda: None
+    after: int = 0
     times: int | None = 1
 
     def meets(self, request: str) -> bool:
         if self.times == 0 or not re.search(self.pattern, request):
+            return False
+        if self.after:
+            self.after -= 1
             return False
         if self.times is not None:
             self.times -= 1
@@ -110,9 +115,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: `METHOD /path`, by which token, and how many bytes of a body came."""
+    """What was asked: `METHOD /path`, of which host, by which token, and the bytes that came."""
 
     line: str
+    host: str
     token: str | None
     received: int
 
@@ -187,6 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else an answer of two packets waits 40 ms for the second
 
     def log_message(self, *_: object) -> None:
         pass
@@ -206,8 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.body = self._read_body()
         finally:
-            request = Request(f"{self.command} {self.path}", self.token, self.received)
-            self.hub.requests.append(request)
+            line, host = f"{self.command} {self.path}", self.headers["Host"]
+            self.hub.requests.append(Request(line, host, self.token, self.received))
         if self.fault and self.fault.status:
             return self.answer(self.fault.status, self.fault.message.encode(), self.fault.headers)
         try:

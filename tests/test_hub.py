@@ -12,13 +12,15 @@ import yaml
 from conftest import perturb
 from damage import DAMAGES, edit_json, edit_tensors, split
 from hub_client import TOKEN
-from hub_server import User
+from hub_server import PART, User
 
 from mergekit_av import AlignmentVector
 from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
 from mergekit_av.extraction import extract
 from mergekit_av.hub import prepare
 
+BOTH_WAYS = pytest.mark.parametrize("client", ["xet", "lfs"], indirect=True)
+BY_LFS = pytest.mark.parametrize("client", ["lfs"], indirect=True)
 AV_FILES = {"README.md", "alignment_vector.json", "config.json", SINGLE}
 FEW = ["--domain", "medical"]
 
@@ -64,9 +66,9 @@ def model(base, tmp_path) -> Path:
 
 
 def test_push_then_a_recipe_by_id_then_av_eval_then_push_of_the_merge(
-    hub, any_client, av, base, tmp_path
+    hub, client, av, base, tmp_path
 ):
-    address = pushed(any_client, "legal", "me/legal-av", "--base", "me/base")
+    address = pushed(client, "legal", "me/legal-av", "--base", "me/base")
     repo = hub.repos["me/legal-av"]
     assert address == f"{hub.url}/me/legal-av/commit/{repo.refs['main']}"
     assert repo.files().keys() == AV_FILES | {".gitattributes"}
@@ -77,47 +79,48 @@ def test_push_then_a_recipe_by_id_then_av_eval_then_push_of_the_merge(
     assert recipe["base_model"] == f"me/base@{hub.repos['me/base'].refs['main']}"
     recipe["models"][0]["parameters"]["lambda"] = -1.2
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
-    ended = any_client.run("mergekit-yaml", "recipe.yml", "out", HF_TOKEN=None)
+    ended = client.run("mergekit-yaml", "recipe.yml", "out", HF_TOKEN=None)
     assert ended.code == 0, ended.err
     local = {**recipe, "base_model": str(base)}
     local["models"] = [{**recipe["models"][0], "model": "./legal"}]
     (tmp_path / "local.yml").write_text(yaml.safe_dump(local))
-    assert any_client.run("mergekit-yaml", "local.yml", "same").code == 0
+    assert client.run("mergekit-yaml", "local.yml", "same").code == 0
     assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "same" / SINGLE).read_bytes()
 
-    pushed(any_client, "out", "me/merged")
+    pushed(client, "out", "me/merged")
     merged = hub.repos["me/merged"].files()
     assert merged[SINGLE] == (tmp_path / "out" / SINGLE).read_bytes()
     assert front_matter(merged["README.md"])["base_model"] == ["me/base", "me/legal-av"]
     assert recipe_of(merged["README.md"]) == recipe
     assert "| me/legal-av | -1.2 |" in merged["README.md"].decode()
 
-    by_id = any_client.run("av-eval", "me/merged", *FEW, "--json", "id.json", HF_TOKEN=None)
-    by_folder = any_client.run("av-eval", "out", *FEW, "--json", "folder.json")
+    by_id = client.run("av-eval", "me/merged", *FEW, "--json", "id.json", HF_TOKEN=None)
+    by_folder = client.run("av-eval", "out", *FEW, "--json", "folder.json")
     assert by_id.code == 0, by_id.err
     assert by_id.out.splitlines()[1:] == by_folder.out.splitlines()[1:]
     reports = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("id", "folder")]
     assert reports[0]["fingerprint"] == reports[1]["fingerprint"]
 
 
-def test_the_commands_as_a_shell_starts_them(hub, client, av, tmp_path):
-    """Nothing forked: what users type, with the environment that they set."""
-    environment = {
-        "PATH": "/usr/bin:/bin", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1,localhost", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+@BOTH_WAYS
+def test_both_ways_of_sending_large_files(hub, client, av):
+    """By Xet where hf_xet is installed, which is everywhere; by LFS where it is disabled."""
+    pushed(client, "legal", "me/legal-av")
+    assert hub.repos["me/legal-av"].files()[SINGLE] == (av / SINGLE).read_bytes()
+    sent = {"xet": "POST /cas/v1/xorbs/", "lfs": "PUT /lfs/"}
+    assert {way for way, line in sent.items() if hub.asked(line)} == {client.transport}
+    assert client.run("av-check", "me/legal-av").code == 0
+    fetched = {"xet": "GET /cas/v1/reconstructions/", "lfs": "GET /network/"}
+    assert {way for way, line in fetched.items() if hub.asked(line)} == {client.transport}
 
-    def shell(command: str, *arguments: str) -> subprocess.CompletedProcess:
-        words = [Path(sys.executable).with_name(command), *arguments]
-        return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
 
-    done = shell("av-push", "legal", "me/legal-av", "--base", "me/base", "--private")
-    assert done.returncode == 0, done.stderr
-    recipe = recipe_of(hub.repos["me/legal-av"].files()["README.md"])
-    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
-    done = shell("mergekit-yaml", "recipe.yml", "out")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / SINGLE).is_file()
+@BY_LFS
+def test_a_large_file_in_parts(hub, client, base, tmp_path):
+    vector = extract(base, perturb(base, tmp_path / "a"), tmp_path / "large", dtype="float32")
+    assert (vector.folder / SINGLE).stat().st_size > PART
+    pushed(client, "large", "me/large-av")
+    assert hub.repos["me/large-av"].files()[SINGLE] == (vector.folder / SINGLE).read_bytes()
+    assert len(hub.asked(r"PUT /lfs/\w+/\d")) == 2
 
 
 def test_a_folder_that_was_downloaded_is_used_without_the_hub(hub, client, av, base, tmp_path):
@@ -264,10 +267,11 @@ def test_a_repositorys_gitignore_leaves_nothing_out(hub, client, av):
     assert hub.repos["me/legal-av"].files().keys() == AV_FILES | {".gitignore"}
 
 
-def test_a_server_without_xet_is_named(hub, any_client, av):
+@BOTH_WAYS
+def test_a_server_without_xet_is_named(hub, client, av):
     hub.offer_xet = False
-    ended = any_client.run("av-push", "legal", "me/legal-av")
-    if any_client.transport == "lfs":
+    ended = client.run("av-push", "legal", "me/legal-av")
+    if client.transport == "lfs":
         assert ended.code == 0, ended.err
     else:
         assert ended.code == 1
@@ -415,28 +419,39 @@ def test_a_base_is_known_by_its_weights_not_by_its_name(hub, client, av, base, t
     assert client.run("av-check", "me/legal-av", "--base", "me/base").code == 1
 
 
-def offline(client, *words: str) -> subprocess.CompletedProcess:
-    environment = {
-        "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(client.home), "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [Path(sys.executable).with_name(words[0]), *words[1:]]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+OFFLINE = """
+import pathlib, shutil, sys
+from click.testing import CliRunner
+from mergekit_av.cli import av_check
+def check():
+    result = CliRunner().invoke(av_check, ["me/legal-av"])
+    print(result.exit_code, result.output.splitlines()[-1])
+home = pathlib.Path(sys.argv[1])
+check()
+next(home.glob("hub/models--me--legal-av/snapshots/*/config.json")).unlink()
+check()
+shutil.rmtree(home)
+check()
+"""
 
 
 def test_offline_the_cache_is_used_and_only_where_it_is_whole(hub, client, av):
     pushed(client, "legal", "me/legal-av")
     assert client.run("av-check", "me/legal-av").code == 0
-    done = offline(client, "av-check", "me/legal-av")
-    assert done.returncode == 0, done.stderr
-    (snapshot,) = client.home.glob("hub/models--me--legal-av/snapshots/*")
-    (snapshot / "config.json").unlink()
-    done = offline(client, "av-check", "me/legal-av")
-    assert done.returncode == 1
-    assert "only a part of it is in the cache" in done.stderr.splitlines()[-1]
-    shutil.rmtree(client.home)
-    done = offline(client, "av-check", "me/legal-av")
-    assert "it is not in the cache, and HF_HUB_OFFLINE is set" in done.stderr.splitlines()[-1]
+    environment = {
+        "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(client.home), "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, client.home],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    whole, partly, nothing = done.stdout.splitlines()
+    assert whole.startswith("0 ")
+    assert partly.startswith("1 ") and "only a part of it is in the cache" in partly
+    assert nothing.startswith("1 ") and "not in the cache, and HF_HUB_OFFLINE is set" in nothing
 
 
 def test_an_id_or_a_revision_that_is_not_there(hub, client):
