@@ -16,6 +16,7 @@ import click
 from mergekit_av.cli import command
 from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
+from mergekit_av.files import write_whole
 
 if TYPE_CHECKING:
     from mergekit_av.records import Record
@@ -175,7 +176,7 @@ def av_sweep(
     for done, plan in zip(report.sweeps, plans, strict=True):
         click.echo(summary(done))
         if write_card:
-            _write_card(vectors[plan.vector], plan, done, report.source)
+            _write_card(vectors[plan.vector], plan, done, report.source, out)
     click.echo(
         f"Report: {out / 'report.md'}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
     )
@@ -332,8 +333,10 @@ def _check_card(name: str, vector: "AlignmentVector", calibrated: set[str], iden
 
 
 def _write_card(
-    vector: "AlignmentVector", plan: Plan, sweep: "Sweep", source: Mapping[str, Any]
+    vector: "AlignmentVector", plan: Plan, sweep: "Sweep", source: Mapping[str, Any], out: Path
 ) -> None:
+    from mergekit_av.card import FIGURE
+
     from .calibration import for_card
 
     about = {
@@ -347,6 +350,7 @@ def _write_card(
         "lambdas": [point.lambdas[sweep.vector] for point in sweep.points],
         "versions": source["versions"],
     }
+    write_whole(vector.folder / FIGURE, (out / FIGURE).read_bytes())
     vector.write_calibration(for_card(sweep.calibration, sweep.usable_range, about))
     click.echo(f"  written to {vector.folder}")
 

@@ -106,7 +106,7 @@ def _parts(metadata: "Metadata", repo: str | None, figure: bool) -> list[str]:
             parts.append(f"![Preference accuracy against λ]({FIGURE})")
     parts.append("## What it is\n\n" + _what(metadata))
     if training:
-        flat = {k: v for k, v in training.items() if not isinstance(v, dict | list)}
+        flat = {k: v for k, v in training.items() if not isinstance(v, dict | list | None)}
         parts.append("## Training\n\n" + facts(flat))
     parts.append("## Exactness\n\n" + _exactness(metadata))
     parts.append("## Intended use and limits\n\n" + _limits(metadata))

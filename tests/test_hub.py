@@ -12,7 +12,9 @@ import yaml
 from conftest import perturb
 from damage import DAMAGES, edit_json, edit_tensors, split
 from hub_client import TOKEN
-from hub_server import PART, User
+from hub_server import PART, Fault, User
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from training_runs import write_domain
 
 from mergekit_av import AlignmentVector
 from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
@@ -26,8 +28,9 @@ FEW = ["--domain", "medical"]
 
 
 def front_matter(card: bytes | str) -> dict:
+    """As the Hub reads it."""
     text = card.decode() if isinstance(card, bytes) else card
-    return yaml.safe_load(text.split("---\n")[1])
+    return yaml.safe_load(REGEX_YAML_BLOCK.search(text)[2])
 
 
 def recipe_of(card: bytes) -> dict:
@@ -244,6 +247,8 @@ def test_a_name_without_owner_is_the_users(hub, client, av):
 
 def test_from_python(hub, client, av):
     program = """
+from training_runs import write_domain
+
 from mergekit_av import AlignmentVector
 vector = AlignmentVector.open("legal")
 print(vector.push_to_hub("me/legal-av", token=arguments[0], private=True, revision="v1",
@@ -452,6 +457,40 @@ def test_offline_the_cache_is_used_and_only_where_it_is_whole(hub, client, av):
     assert whole.startswith("0 ")
     assert partly.startswith("1 ") and "only a part of it is in the cache" in partly
     assert nothing.startswith("1 ") and "not in the cache, and HF_HUB_OFFLINE is set" in nothing
+
+
+def test_av_train_pushes_what_it_has_made_and_keeps_it_where_that_fails(
+    hub, client, base, tmp_path
+):
+    write_domain(tmp_path)
+    options = ["av-train", "--domain", "tone.yml", "--base", base, "--push-to-hub", "me/tone-av"]
+    hub.users["hf_reads"] = User("me", "read")
+    assert "the token is for reading" in refused(client, *options, HF_TOKEN="hf_reads")
+    assert not list(tmp_path.glob("avs/*")) and not list(tmp_path.glob("runs/*"))
+
+    hub.faults = [Fault("commit/", 503)]
+    ended = client.run(*options, "--private")
+    assert ended.code == 1
+    assert "the Hub has trouble (503)" in ended.error
+    assert "push it with `av-push avs/tone me/tone-av --private`" in ended.error
+    vector = AlignmentVector.open(tmp_path / "avs/tone")
+    vector.check()
+
+    ended = client.run(*options, "--private", "--resume")
+    assert ended.code == 0, ended.err
+    repo = hub.repos["me/tone-av"]
+    assert ended.out.splitlines()[-1] == f"{hub.url}/me/tone-av/commit/{repo.refs['main']}"
+    assert repo.private and repo.files()[SINGLE] == (vector.folder / SINGLE).read_bytes()
+
+
+def test_av_train_is_told_early_what_it_cannot_push(client, tmp_path):
+    write_domain(tmp_path)
+    one, two = ["av-train", "--domain", "tone.yml"], ["--domain", "legal"]
+    push = ["--push-to-hub", "me/x"]
+    assert "exactly one --domain" in refused(client, *one, *two, *push, code=2)
+    assert "--private goes with" in refused(client, *one, "--private", code=2)
+    assert "pass --push-to-hub ID" in refused(client, *one, "--push_to_hub", "true")
+    assert "a token is no option" in refused(client, *one, "--hub_token", "hf_x")
 
 
 def test_an_id_or_a_revision_that_is_not_there(hub, client):

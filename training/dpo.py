@@ -70,6 +70,7 @@ class Job:
         keep_aligned: keep the aligned checkpoint, in the run folder's `aligned`.
         resume: continue the run that is there, if one is; keep a vector that is done.
         overwrite: replace a vector that is there; without `resume`, a run as well.
+        dataset: the Hub id of the records, where they come from there.
     """
 
     base: str
@@ -83,6 +84,7 @@ class Job:
     keep_aligned: bool = False
     resume: bool = False
     overwrite: bool = False
+    dataset: str | None = None
 
     @property
     def run(self) -> Run:
@@ -328,6 +330,7 @@ def _history(job: Job, state: TrainerState) -> dict[str, Any]:
     return {
         "method": "DPO, full fine-tuning",
         "domain": job.domain.name,
+        "dataset": job.dataset,
         "records": _count(job, "train"),
         "validation_records": _count(job, "validation"),
         "pairs": job.pairing,
