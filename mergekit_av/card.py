@@ -46,7 +46,9 @@ def vector_card(
 
 def base_on_hub(base: "BaseIdentity") -> str | None:
     """The Hub id that stands for a base, if there is one."""
-    return ORIGIN if base.fingerprint == FINGERPRINT else hub_name(base.id)
+    if base.fingerprint == FINGERPRINT:
+        return ORIGIN
+    return base.id if base.revision else hub_name(base.id)
 
 
 def base_in_recipe(base: "BaseIdentity") -> str:

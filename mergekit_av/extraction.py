@@ -104,7 +104,7 @@ def extract(
         name = base_id or str(base)
         revision = revision_of(base_folder)
         return BaseIdentity(
-            id=name.partition("@")[0] if revision else name,
+            id=name.partition("@")[0] if revision else _as_folder(name),
             fingerprint=combined_fingerprint(shapes, base_digests),
             revision=revision,
         )
@@ -187,6 +187,12 @@ def write_vector(
         (folder / METADATA).write_text(metadata.to_json(), "utf-8")
         (folder / "README.md").write_text(vector_card(metadata, kept=kept), "utf-8")
     return AlignmentVector.open(out)
+
+
+def _as_folder(name: str) -> str:
+    """The name of a folder as recipes write it: `models/x` would be taken for a Hub id."""
+    is_bare = Path(name).is_dir() and not name.startswith((".", "/", "~"))
+    return f"./{name}" if is_bare else name
 
 
 def _copy_config(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from .errors import AVError
 from .hub_errors import hub_errors
 from .license import license_of
 from .merged_card import RECIPE, merged_card, read_recipe
-from .models import read_json, resolve, revision_of
+from .models import hub_name, read_json, resolve, revision_of
 from .trust import refuse_code, refuse_foreign_files, refuse_links
 from .vector import METADATA, AlignmentVector, BaseIdentity
 
@@ -40,13 +40,14 @@ class Upload:
     Attributes:
         kind: what it is.
         name: of the dimension, or of the folder.
-        files: path in the repository → the file, or its content; without the card.
-        card: makes the model card, which keeps what it is given; None where there is none.
+        files: path in the repository → the file, or its content.
+        card: makes the model card, which keeps what it is given; None where one that is among the
+            files, or none, will do.
         kept: of the card in the folder.
         warnings: what the user should know first.
     """
 
-    kind: Literal["an alignment vector", "a model"]
+    kind: Literal["alignment vector", "model"]
     name: str
     files: Mapping[str, Path | bytes]
     card: Callable[[Kept], str] | None = None
@@ -191,7 +192,7 @@ def push(
         )
         commit = api.create_commit(
             operations=[*additions, *map(CommitOperationDelete, _stale(paths, contents))],
-            commit_message=commit_message or f"Upload {upload.kind}: {upload.name}",
+            commit_message=commit_message or f"Upload {upload.kind} {upload.name}",
             parent_commit=there.sha,
             **where,
         )
@@ -207,12 +208,7 @@ def _prepare_vector(
     read_json(folder / "config.json")
     metadata, warnings = vector.metadata, []
     if base is not None:
-        there = resolve(base, token=token)
-        vector.check_base(there, "name the repository that holds its base")
-        identity = BaseIdentity(
-            base.partition("@")[0], metadata.base.fingerprint, revision_of(there)
-        )
-        metadata = replace(metadata, base=identity)
+        metadata = replace(metadata, base=_published(vector, base, token))
     elif base_on_hub(metadata.base) is None:
         # What else is in the path is nobody's business.
         metadata = replace(metadata, base=replace(metadata.base, id=Path(metadata.base.id).name))
@@ -233,7 +229,17 @@ def _prepare_vector(
         return vector_card(metadata, repo=repo_id, kept=kept, figure=figure)
 
     refuse_links(_paths(files), folder)
-    return Upload("an alignment vector", metadata.name, files, card, kept, tuple(warnings))
+    return Upload("alignment vector", metadata.name, files, card, kept, tuple(warnings))
+
+
+def _published(vector: AlignmentVector, base: str, token: str | bool | None) -> BaseIdentity:
+    """The base of a vector by its Hub id; AVError where something else has that id."""
+    name = base.partition("@")[0]
+    if hub_name(name) is None:
+        raise AVError(f"--base must be the Hub id of the base, not the folder {base}")
+    folder = resolve(base, token=token)
+    vector.check_base(folder, "name the repository that holds its base")
+    return BaseIdentity(name, vector.metadata.base.fingerprint, revision_of(folder))
 
 
 def _prepare_model(folder: Path, repo_id: str, token: str | bool | None) -> Upload:
@@ -247,7 +253,7 @@ def _prepare_model(folder: Path, repo_id: str, token: str | bool | None) -> Uplo
     if (folder / CARD).is_file():
         files[CARD] = folder / CARD
     refuse_links(_paths(files), folder)
-    upload = Upload("a model", folder.resolve().name, files)
+    upload = Upload("model", folder.resolve().name, files)
     if (recipe := read_recipe(folder)) is None:
         return upload
     kept = _kept(folder, license_of(recipe.base, token=token))
@@ -288,9 +294,12 @@ def _unlicensed(base: str) -> str:
 def _check_kind(repo_id: str, upload: Upload, there: list[str]) -> None:
     """A model must not be replaced by a vector, nor a vector by a model: who uses it means the other."""
     if any(path.endswith(".safetensors") for path in there):
-        kind = "an alignment vector" if METADATA in there else "a model"
+        kind = "alignment vector" if METADATA in there else "model"
         if kind != upload.kind:
-            raise AVError(f"{repo_id} holds {kind}, not {upload.kind}: choose another name")
+            raise AVError(
+                f"{repo_id} is the repository of another kind of thing, {kind} and not "
+                f"{upload.kind}: choose another name"
+            )
 
 
 def _stale(there: list[str], contents: Mapping[str, Path | bytes]) -> list[str]:

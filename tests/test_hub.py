@@ -235,7 +235,7 @@ def test_a_commit_message(hub, client, av):
     pushed(client, "legal", "me/legal-av")
     pushed(client, "legal", "me/legal-av", "--revision", "v1", "--commit-message", "First")
     repo = hub.repos["me/legal-av"]
-    assert repo.messages[repo.refs["main"]] == "Upload an alignment vector: legal"
+    assert repo.messages[repo.refs["main"]] == "Upload alignment vector legal"
     (av / "README.md").write_text("---\nlicense: mit\n---\n")
     pushed(client, "legal", "me/legal-av", "--commit-message", "Say the license")
     assert repo.messages[repo.refs["main"]] == "Say the license"
@@ -358,15 +358,17 @@ def test_wrong_usage(hub, client, av, model):
     line = refused(client, "av-push", "legal", "me/x", "--create-pr", "--revision", "v", code=2)
     assert line.startswith("Error: --create-pr goes to main")
     assert "there is no folder nowhere" in refused(client, "av-push", "nowhere", "me/x")
+    line = refused(client, "av-push", "legal", "me/x", "--base", "model")
+    assert "--base must be the Hub id of the base, not the folder model" in line
     assert "--base is for those" in refused(client, "av-push", "model", "me/x", "--base", "me/y")
 
 
 def test_a_model_is_not_replaced_by_a_vector_nor_a_vector_by_a_model(hub, client, av, model):
     line = refused(client, "av-push", "legal", "me/base")
-    assert "me/base holds a model, not an alignment vector" in line
+    assert "me/base is the repository of another kind of thing, model and not" in line
     pushed(client, "legal", "me/legal-av")
     line = refused(client, "av-push", "model", "me/legal-av")
-    assert "me/legal-av holds an alignment vector, not a model" in line
+    assert "another kind of thing, alignment vector and not model" in line
 
 
 def test_another_base_than_the_vectors_own_is_not_claimed(hub, client, av, aligned):
