@@ -24,13 +24,32 @@ def refuse_code(config: dict, where: Path) -> None:
 
 
 def refuse_foreign_files(folder: Path) -> None:
-    """Raise AVError for a folder with pickles, Python code, or links that lead out of it."""
-    for path in sorted(folder.rglob("*")):
+    """Raise AVError for a folder with pickles, Python code, or links that lead out of it.
+
+    Of a Hub repository those count as well that are in it and were not fetched.
+    """
+    for path in sorted({*folder.rglob("*"), *(folder / name for name in _in_repository(folder))}):
         if path.suffix in PICKLES:
             raise AVError(f"{path} may be a pickle, which runs code when it is opened: remove it")
         if path.suffix == ".py":
             raise AVError(f"{path} is code, which has no place here: remove it")
     refuse_links(folder.iterdir(), folder)
+
+
+def _in_repository(folder: Path) -> list[str]:
+    """All files of the Hub repository that a folder is a snapshot of, where its list is cached."""
+    if folder.parent.name != SNAPSHOTS:
+        return []
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    cache, name = folder.parents[2], folder.parents[1].name
+    repo = name.removeprefix("models--").replace("--", "/")
+    try:
+        files = get_cached_repo_tree(repo, revision=folder.name, cache_dir=cache)
+    except (CachedRepoTreeNotFoundError, OSError, ValueError):
+        return []
+    return [file.path for file in files]
 
 
 def refuse_links(paths: Iterable[Path], folder: Path) -> None:

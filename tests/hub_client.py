@@ -5,6 +5,7 @@ everything once, and is forked for each command: a start takes no seven seconds.
 """
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
@@ -26,10 +27,9 @@ PRELOAD = (
 FOR_MERGES = ("mergekit.scripts.run_yaml", "mergekit_av.merge_method", "mergekit_av.evaluation.cli")
 # The client waits so long for an answer, and between retries of Xet.
 IMPATIENT = {
-    "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-    "HF_HUB_ETAG_TIMEOUT": "2",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "3",
     "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms",
-    "HF_XET_CLIENT_RETRY_MAX_DURATION": "2s",
+    "HF_XET_CLIENT_RETRY_MAX_DURATION": "10s",
 }
 
 
@@ -122,6 +122,7 @@ def _serve() -> None:
     """What the process of an environment does, until its stdin ends."""
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    gc.freeze()  # what was imported is no garbage; looking at it would copy it in every fork
     answers = os.dup(1)
     os.dup2(2, 1)
     for line in sys.stdin:

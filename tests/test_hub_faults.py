@@ -36,6 +36,7 @@ RETRIED = {
     "503, twice": Fault("preupload", 503, times=2),
     "a connection cut in the middle of a body": Fault("preupload", cut_request=100),
     "an answer cut in the middle": Fault("preupload", cut_response=5),
+    "a slow answer": Fault("preupload", slow=0.5),
 }
 OF_LFS = {
     "503 for the batch": Fault("objects/batch", 503),
@@ -92,7 +93,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize("what", TOLD)
-def test_what_does_not_pass_is_told_in_one_line_and_the_next_push_completes(hub, client, av, what):
+def test_what_does_not_pass_is_told_in_one_line(hub, client, av, what):
     fault, message = TOLD[what]
     hub.faults = [Fault(**vars(fault))]
     ended = push(client)
@@ -100,8 +101,6 @@ def test_what_does_not_pass_is_told_in_one_line_and_the_next_push_completes(hub,
     assert ended.error.startswith("Error: legal was not pushed to me/legal-av: ")
     assert message in ended.error
     assert not seen(hub)
-    assert push(client).code == 0
-    assert len(seen(hub)) == 4
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, client, av):
@@ -115,11 +114,18 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, client, av):
 
 @BOTH_WAYS
 def test_a_push_killed_at_any_request_is_completed_by_the_next(hub, client, av):
-    """Killed in the middle of each request's body: the first of a push, the second, …"""
+    """Killed in the middle of each request's body: the first of a push, the second, …
+
+    By LFS, at those that are not asked by Xet.
+    """
     assert push(client, "me/all").code == 0
-    count, whole = len(hub.requests), seen(hub, "me/all")
+    asked, whole = [request.line for request in hub.requests], seen(hub, "me/all")
+    numbers = range(1, len(asked))
+    if client.transport == "lfs":
+        numbers = [number for number in numbers if "lfs/" in asked[number - 1]]
+        assert len(numbers) == 2
     killed = 0
-    for number in range(1, count):
+    for number in numbers:
         repo = f"me/av-{number}"
         (av / "config.json").write_text((av / "config.json").read_text() + " ")
         running = client.start("av-push", "legal", repo)
@@ -131,7 +137,7 @@ def test_a_push_killed_at_any_request_is_completed_by_the_next(hub, client, av):
         assert ended.code == 0, ended.err
         assert seen(hub, repo) == whole
         assert hub.repos[repo].files()[SINGLE] == (av / SINGLE).read_bytes()
-    assert killed >= count - 3
+    assert killed >= len(numbers) - 2
 
 
 @BY_LFS
@@ -166,7 +172,7 @@ def check(client):
 
 @BY_LFS
 def test_a_download_goes_on_where_it_was_cut(hub, client, av):
-    assert push(client).code == 0
+    hub.add_repo("me/legal-av", {file.name: file.read_bytes() for file in av.iterdir()})
     hub.faults = [
         Fault("GET /network", cut_response=1000),
         Fault("GET /network", slow=4),  # longer than the client waits
@@ -202,13 +208,12 @@ def test_a_download_by_xet_survives_a_cut(hub, client, av):
     indirect=["client"],
 )
 def test_a_download_that_fails_is_told_in_one_line(hub, client, av, fault, message):
-    assert push(client).code == 0
+    hub.add_repo("me/legal-av", {file.name: file.read_bytes() for file in av.iterdir()})
     hub.faults = [Fault(**vars(fault))]
     ended = check(client)
     assert ended.code == 1 and ended.out == ""
     assert "me/legal-av is no folder here, and the Hub has not given it: " in ended.error
     assert message in ended.error
-    assert check(client).code == 0
 
 
 # --- tokens ------------------------------------------------------------------------------------
