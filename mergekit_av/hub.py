@@ -256,12 +256,13 @@ def _prepare_model(folder: Path, repo_id: str, token: str | bool | None) -> Uplo
     upload = Upload("model", folder.resolve().name, files)
     if (recipe := read_recipe(folder)) is None:
         return upload
-    kept = _kept(folder, license_of(recipe.base, token=token))
-    warnings = () if kept.license else (_unlicensed(recipe.base),)
-    files[RECIPE] = recipe.written.encode()
+    base, published = recipe.identity(), recipe.published()
+    kept = _kept(folder, license_of(base, token=token))
+    warnings = () if kept.license else (_unlicensed(base.id),)
+    files[RECIPE] = published.written.encode()
 
     def card(kept: Kept) -> str:
-        return merged_card(recipe, repo=repo_id, kept=kept)
+        return merged_card(published, base, repo=repo_id, kept=kept)
 
     return replace(upload, files=files, card=card, kept=kept, warnings=warnings)
 

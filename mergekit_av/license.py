@@ -12,29 +12,26 @@ if TYPE_CHECKING:
 
 
 def license_of(
-    base: "BaseIdentity | str", folder: Path | None = None, token: str | bool | None = None
+    base: "BaseIdentity", folder: Path | None = None, token: str | bool | None = None
 ) -> dict[str, Any]:
     """`license`, and `license_name` and `license_link` where that is `other`; {} where unknown.
 
     Args:
-        base: its identity, or its name alone.
-        folder: where it is, if it is here.
+        folder: where the base is, if not where its id says.
     """
-    name = base if isinstance(base, str) else base.id
-    if not isinstance(base, str) and base.fingerprint == FINGERPRINT:
+    if base.fingerprint == FINGERPRINT:
         return {"license": LICENSE}
-    folder = folder or Path(name).expanduser()
-    if found := _read(folder / "README.md"):
+    if found := _read((folder or Path(base.id).expanduser()) / "README.md"):
         return found
-    if hub_name(name) is None:
+    if hub_name(base.id) is None:
         return {}
 
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError
 
-    revision = None if isinstance(base, str) else base.revision
     try:
-        return _read(Path(hf_hub_download(name, "README.md", revision=revision, token=token)))
+        card = hf_hub_download(base.id, "README.md", revision=base.revision, token=token)
+        return _read(Path(card))
     except (HTTPError, OSError, ValueError):
         return {}
 

@@ -15,10 +15,13 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
-from .card import PAPER, PROJECT
+from .base import DEFAULT_BASE
+from .card import PAPER, PROJECT, about_base, base_on_hub
 from .card_parts import Kept, assemble, fenced, table, text
+from .checkpoint import Checkpoint, fingerprint
 from .models import hub_name
 from .recipe import COEFFICIENTS, METHOD
+from .vector import BaseIdentity
 
 RECIPE = "mergekit_config.yml"
 
@@ -35,6 +38,19 @@ class Recipe:
         """What the base is called; "its base" where it is called nothing."""
         return str(self.content.get("base_model") or "its base")
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the base is, if it is here."""
+        folder = Path(self.base).expanduser()
+        return folder if folder.is_dir() else None
+
+    def identity(self) -> BaseIdentity:
+        """Of the base; its fingerprint where it may be the default base, and "" where not."""
+        name, _, revision = (self.base, "", "") if self.folder else self.base.partition("@")
+        may_be = self.folder is not None and self.folder.resolve().name == DEFAULT_BASE.name
+        found = fingerprint(Checkpoint(self.folder)) if may_be else ""
+        return BaseIdentity(name, found, revision or None)
+
     def entries(self) -> Iterator[Mapping[str, Any]]:
         """Every `{model: …}`, wherever it stands."""
         return _entries(self.content)
@@ -43,31 +59,37 @@ class Recipe:
         """All that is merged, the base first."""
         return list(dict.fromkeys([self.base, *(entry["model"] for entry in self.entries())]))
 
+    def published(self) -> "Recipe":
+        """The same with folders by their last name: what else is in a path is nobody's business."""
+        content = _without_paths(self.content)
+        if content == self.content:
+            return self
+        written = yaml.safe_dump(
+            content, sort_keys=False, allow_unicode=True, default_flow_style=None
+        )
+        return Recipe(written, content)
+
 
 def read_recipe(folder: Path) -> Recipe | None:
-    """The recipe in a checkpoint's folder; None where alignment vectors had no part in it.
-
-    Folders are called by their last name: what else is in their paths is nobody's business.
-    """
+    """The recipe in a checkpoint's folder; None where alignment vectors had no part in it."""
     try:
-        recipe = _parse((folder / RECIPE).read_text("utf-8"))
-        written = recipe.written
-        for path in sorted(recipe.models(), key=len, reverse=True):
-            if os.path.isabs(os.path.expanduser(path)):
-                written = written.replace(path, f"./{Path(path).name}")
-        return _parse(written)
+        return _parse((folder / RECIPE).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
 
 
-def merged_card(recipe: Recipe, *, repo: str, kept: Kept) -> str:
+def merged_card(recipe: Recipe, base: BaseIdentity, *, repo: str, kept: Kept) -> str:
     """Markdown with the front matter that the Hub indexes.
 
     Args:
+        recipe: as it is published.
+        base: of the recipe as it was written.
         repo: the checkpoint's Hub id.
         kept: of an older card.
     """
-    on_hub = [name for model in recipe.models() if (name := hub_name(model.partition("@")[0]))]
+    vectors = [model for model in recipe.models() if model != recipe.base]
+    names = [base_on_hub(base), *(hub_name(vector.partition("@")[0]) for vector in vectors)]
+    on_hub = [name for name in names if name]
     front = ModelCardData(
         base_model=on_hub or None,
         base_model_relation="merge" if on_hub else None,
@@ -84,6 +106,7 @@ def merged_card(recipe: Recipe, *, repo: str, kept: Kept) -> str:
         "## The recipe\n\n" + fenced(recipe.written, "yaml"),
         f"`pip install {PROJECT}` and `mergekit-yaml recipe.yml out/` give the same bytes again, as "
         f"long as what it names has not changed. Sums are in float32 and rounded once, {_rounding(recipe)}.",
+        *about_base(base),
         "## Intended use and limits\n\nAs of its base; not for advice to anybody. A vector acts beyond "
         "its own dimension too, and far from λ = 0 answers loop or break: what each was measured to "
         "do stands on its own card.",
@@ -115,6 +138,17 @@ def _lambdas(recipe: Recipe) -> Iterator[tuple[str, str]]:
         found = [s[word] for s in scopes if s for word in COEFFICIENTS if word in s]
         value = found[0] if found else "see the recipe"
         yield entry["model"], value if isinstance(value, str) else json.dumps(value)
+
+
+def _without_paths(content: Any) -> Any:
+    """Absolute paths, wherever they stand, by their last name."""
+    if isinstance(content, dict):
+        return {key: _without_paths(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_paths(value) for value in content]
+    if isinstance(content, str) and os.path.isabs(os.path.expanduser(content)):
+        return f"./{Path(content).name}"
+    return content
 
 
 def _entries(content: Any) -> Iterator[Mapping[str, Any]]:

