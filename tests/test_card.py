@@ -204,6 +204,8 @@ def test_a_code_block_has_a_longer_fence_than_any_in_it():
         {**CALIBRATION, "levels": 3},
         {**CALIBRATION, "usable_range": "wide"},
         {**CALIBRATION, "records": None},
+        ["expert"],
+        "yes",
     ],
 )
 def test_a_damaged_calibration_is_refused_in_one_line(calibration):

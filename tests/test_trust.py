@@ -105,7 +105,7 @@ HOSTILE = {
     "levels that are none": (says({"levels": "all"}), "levels is missing, or not"),
     "a norm that is text": (says({"statistics": {"norm": "big"}}), "statistics.norm is missing"),
     "a base that is a list": (says({"base": {"id": ["x"]}}), "base.id is missing, or not"),
-    "a calibration that is text": (says({"calibration": "yes"}), "calibration is missing, or not"),
+    "a training that is text": (says({"training": "yes"}), "training is missing, or not"),
     "no mapping": (says({"precision": ["dtype", "difference"]}), "precision is no mapping"),
     "metadata without end": (
         lambda f: (f / "alignment_vector.json").write_text("[" * 100_000),
