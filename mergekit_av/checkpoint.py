@@ -89,9 +89,12 @@ class Checkpoint(Mapping[str, TensorInfo]):
             try:
                 index = json.loads((self.folder / INDEX).read_text("utf-8"))
                 self._weight_map = dict(index["weight_map"])
-                names = sorted({Path(name).name for name in self._weight_map.values()})
-            except (ValueError, KeyError, TypeError) as error:
+                names = sorted(set(self._weight_map.values()))
+                strays = [name for name in names if Path(name).name != name]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise AVError(f"{self.folder / INDEX} is not a safetensors index") from error
+            for name in strays:
+                raise AVError(f"{self.folder / INDEX} names {name!r}, which is no file beside it")
             for name in names:
                 if not (self.folder / name).is_file():
                     raise AVError(f"{self.folder}: the shard {name} is missing")

@@ -4,6 +4,7 @@ A block of a tensor at a time: memory does not grow with the model.
 """
 
 import importlib.metadata
+import json
 import math
 import os
 import shutil
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from .arithmetic import all_finite
 from .card import vector_card
+from .card_parts import Kept
 from .checkpoint import (
     Checkpoint,
     CheckpointWriter,
@@ -25,7 +27,8 @@ from .checkpoint import (
 )
 from .errors import AVError
 from .files import whole_folder
-from .models import buffer_names, first_line, read_json, refuse_vector, resolve
+from .license import license_of
+from .models import buffer_names, first_line, read_json, refuse_vector, resolve, revision_of
 from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
 
 VECTOR_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -98,13 +101,12 @@ def extract(
                     tensor, info, base_checkpoint, aligned_checkpoint
                 )
         shapes = {tensor: base_checkpoint[tensor].shape for tensor in base_checkpoint}
-        repo, revision = str(base), ""
-        if not Path(base).expanduser().is_dir():
-            repo, _, revision = repo.partition("@")
+        name = base_id or str(base)
+        revision = revision_of(base_folder)
         return BaseIdentity(
-            id=base_id or repo,
+            id=name.partition("@")[0] if revision else _as_folder(name),
             fingerprint=combined_fingerprint(shapes, base_digests),
-            revision=revision or None,
+            revision=revision,
         )
 
     return write_vector(
@@ -180,10 +182,26 @@ def write_vector(
             statistics=_statistics(summaries, base_norms or {}),
             created_with={package: _version(package) for package in PACKAGES},
         )
-        shutil.copyfile(config, folder / "config.json")
+        _copy_config(config, folder / "config.json")
+        kept = Kept(license_of(metadata.base, config.parent))
         (folder / METADATA).write_text(metadata.to_json(), "utf-8")
-        (folder / "README.md").write_text(vector_card(metadata), "utf-8")
+        (folder / "README.md").write_text(vector_card(metadata, kept=kept), "utf-8")
     return AlignmentVector.open(out)
+
+
+def _as_folder(name: str) -> str:
+    """The name of a folder as recipes write it: `models/x` would be taken for a Hub id."""
+    is_bare = Path(name).is_dir() and not name.startswith((".", "/", "~"))
+    return f"./{name}" if is_bare else name
+
+
+def _copy_config(source: Path, target: Path) -> None:
+    """Copy a base's config.json, without what it says of code in its own repository."""
+    content = read_json(source)
+    if content.pop("auto_map", None) is None:
+        shutil.copyfile(source, target)
+    else:
+        target.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 class _Summary:

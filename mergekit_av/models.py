@@ -7,20 +7,26 @@ import re
 from pathlib import Path
 
 from .errors import AVError
+from .hub_errors import hub_errors
+from .trust import SNAPSHOTS, refuse_code
 
 # What a model needs besides pickles and code, neither of which is ever fetched.
 FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
+def resolve(
+    source: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
+) -> Path:
     """The folder of a model or an alignment vector: itself, or the Hub repository's snapshot.
 
     Args:
         source: a folder, or a Hub id, with `@revision` where one is meant.
+        token: for a private repository; by default the one that the user has logged in with.
 
     Raises:
-        AVError: there is neither.
+        AVError: there is neither, the Hub does not give it, or only a part of it is in the cache.
     """
     folder = Path(os.path.expanduser(source))
     if folder.is_dir():
@@ -31,17 +37,23 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
     repo, _, at_revision = name.partition("@")
 
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with hub_errors(f"{name} is no folder here, and the Hub has not given it", token):
         found = snapshot_download(
-            repo, revision=revision or at_revision or None, allow_patterns=FILES
+            repo, revision=revision or at_revision or None, allow_patterns=FILES, token=token
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise AVError(
-            f"{name} is no folder here, and the Hub has not given it: {first_line(error)}"
-        ) from error
     return Path(found)
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit of which a folder is the snapshot; None for any other folder."""
+    return folder.name if folder.parent.name == SNAPSHOTS else None
+
+
+def hub_name(name: str) -> str | None:
+    """The name where it is a Hub id; None where it can only be a folder, or is one here."""
+    is_id = OWNER_AND_NAME.fullmatch(name) and not Path(name).is_dir()
+    return name if is_id else None
 
 
 def read_json(path: Path) -> dict:
@@ -50,7 +62,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise AVError(f"{path.parent} has no {path.name}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise AVError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise AVError(f"{path} must hold a JSON object")
@@ -72,7 +84,7 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
 
     folder = resolve(source)
     refuse_vector(folder)
-    read_json(folder / "config.json")
+    _refuse_unknown_code(read_json(folder / "config.json"), folder)
     infos = Checkpoint(folder)  # says in one line what is wrong with the files
     device = device or default_device()
     dtype = own_dtype(infos) if dtype == "auto" else dtype
@@ -123,6 +135,7 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
     from .checkpoint import Checkpoint
 
     folder = resolve(source)
+    _refuse_unknown_code(read_json(folder / "config.json"), folder)
     dtype = own_dtype(Checkpoint(folder)) if dtype == "auto" else dtype
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -163,6 +176,14 @@ def refuse_vector(folder: Path) -> None:
     """transformers would load an AV folder as a model without complaint; nobody means that."""
     if (folder / "alignment_vector.json").exists():
         raise AVError(f"{folder} is an alignment vector, not a model: merge it with its base first")
+
+
+def _refuse_unknown_code(config: dict, folder: Path) -> None:
+    """Raise AVError for an architecture that is known to the code in its own repository alone."""
+    from transformers import CONFIG_MAPPING
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        refuse_code(config, folder / "config.json")
 
 
 def default_device() -> str:

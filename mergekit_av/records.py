@@ -94,6 +94,13 @@ def load_records(domain: Domain, source: str | os.PathLike | None = None) -> lis
     return list(_split(drafts))
 
 
+def dataset_of(domain: Domain, source: str | os.PathLike | None = None) -> str | None:
+    """The Hub id of the dataset that `load_records` reads; None where it reads a file."""
+    name = str(source or domain.records or "")
+    is_id = HUB_DATASET.fullmatch(name) and not Path(name).is_file()
+    return name.partition("@")[0] if is_id else None
+
+
 def require_splits(records: Iterable[Record], *splits: str, source: str) -> None:
     """Raise AVError where one of the splits has no record."""
     records = list(records)

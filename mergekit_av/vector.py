@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .files import write_whole
 from .models import buffer_names, load_model, read_json, resolve
+from .trust import refuse_code, refuse_foreign_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,17 +83,47 @@ class Metadata:
             content["base"] = BaseIdentity(**content["base"])
             metadata = cls(**content)
             for part, keys in REQUIRED.items():
+                if not isinstance(content[part], dict):
+                    raise TypeError(f"{part} is no mapping")
                 for key in sorted(keys - set(content[part])):
                     raise KeyError(f"{part}: {key}")
         except (KeyError, TypeError) as error:
             raise AVError(
                 f"{folder / METADATA} is incomplete or has unknown keys: {error}"
             ) from None
-        if not (
-            isinstance(metadata.fingerprint, str) and isinstance(metadata.base.fingerprint, str)
-        ):
-            raise AVError(f"{folder / METADATA}: a fingerprint is missing")
+        for what in metadata.misfits():
+            raise AVError(f"{folder / METADATA}: {what} is missing, or not what it must be")
         return metadata
+
+    def misfits(self) -> Iterator[str]:
+        """What in the metadata has another type than it must have.
+
+        The calibration is left to those who need it: a merge does not.
+        """
+        base, statistics = self.base, self.statistics
+        texts = {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "base.fingerprint": base.fingerprint,
+            "base.id": base.id,
+            "precision.dtype": self.precision["dtype"],
+            "precision.difference": self.precision["difference"],
+        }
+        yield from (key for key, value in texts.items() if not isinstance(value, str))
+        if not isinstance(base.revision, str | None):
+            yield "base.revision"
+        if type(statistics["weights"]) is not int:
+            yield "statistics.weights"
+        for key in ("norm", "unchanged", "base_norm"):
+            value = statistics.get(key)
+            if type(value) not in (int, float) and not (key == "base_norm" and value is None):
+                yield f"statistics.{key}"
+        if not isinstance(self.levels, list) or not all(isinstance(x, str) for x in self.levels):
+            yield "levels"
+        if not isinstance(self.training, dict | None):
+            yield "training"
+        if not isinstance(self.created_with, dict):
+            yield "created_with"
 
     def calibrated(self, level: str) -> float:
         """The λ that was measured to bring out a level (`av-sweep --write-card`).
@@ -265,14 +296,57 @@ class AlignmentVector(Combination):
         super().__init__([(1.0, self)])
 
     @classmethod
-    def open(cls, source: str | os.PathLike, revision: str | None = None) -> "AlignmentVector":
+    def open(
+        cls,
+        source: str | os.PathLike,
+        revision: str | None = None,
+        *,
+        token: str | bool | None = None,
+    ) -> "AlignmentVector":
         """Open a folder or a Hub id (`revision`, or `id@revision`, where one is meant).
 
         Raises:
-            AVError: there is none, or it is no alignment vector that this version reads.
+            AVError: there is none, it is no alignment vector that this version reads, or it brings
+                pickles, code, or links that lead out of its folder.
         """
-        folder = resolve(source, revision)
-        return cls(folder, Metadata.read(folder))
+        folder = resolve(source, revision, token)
+        metadata = Metadata.read(folder)
+        refuse_foreign_files(folder)
+        if (folder / "config.json").is_file():
+            refuse_code(read_json(folder / "config.json"), folder / "config.json")
+        return cls(folder, metadata)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        base: str | None = None,
+    ) -> str:
+        """Push the vector's folder, in one commit; see `hub.push`.
+
+        Returns:
+            The address of the commit, or of the pull request.
+
+        Raises:
+            AVError: the vector is damaged, or the Hub refuses it or cannot be reached.
+        """
+        from .hub import push
+
+        return push(
+            self.folder,
+            repo_id,
+            token=token,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            base=base,
+        )
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -284,18 +358,31 @@ class AlignmentVector(Combination):
         Raises:
             AVError: the folder cannot be written.
         """
-        from .card import vector_card
+        from .card import FIGURE, vector_card
+        from .card_parts import Kept
 
+        card = self.folder / "README.md"
+        kept = Kept.of(card.read_text("utf-8", errors="replace")) if card.is_file() else None
         self.metadata = replace(self.metadata, calibration=calibration)
+        figure = (self.folder / FIGURE).is_file()
         write_whole(self.folder / METADATA, self.metadata.to_json())
-        write_whole(self.folder / "README.md", vector_card(self.metadata))
+        write_whole(card, vector_card(self.metadata, kept=kept, figure=figure))
 
     def is_zero(self, name: str) -> bool:
         """Whether the vector leaves this tensor of the base as it is, at any λ."""
         return not any(torch.count_nonzero(block) for block in self.checkpoint.blocks(name))
 
     def check(self) -> None:
-        """Read every value: raise AVError for a vector that is damaged or incomplete."""
+        """Read every value: raise AVError for a vector that is damaged or incomplete, or whose
+        metadata says something else of its tensors."""
+        stored, count = self.metadata.precision["dtype"], self.metadata.statistics["weights"]
+        dtypes = {str(info.dtype).removeprefix("torch.") for info in self.checkpoint.values()}
+        found = sum(info.numel for info in self.checkpoint.values())
+        if dtypes != {stored} or found != count:
+            raise AVError(
+                f"{self.folder}: its metadata speaks of {count:,} weights in {stored}, and its files "
+                f"hold {found:,} in {', '.join(sorted(dtypes))}: get the vector again"
+            )
         if fingerprint(self.checkpoint) != self.metadata.fingerprint:
             raise AVError(
                 f"{self.folder}: the weights are not those that were written (damaged, or changed "

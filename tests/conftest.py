@@ -1,7 +1,9 @@
 """Real tiny models, tokenizers and records, made once per session."""
 
+import contextlib
 import json
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test forgets, nothing asks the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tiny models, threads only wait for one another
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_client import TOKEN, Client, connect
+from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -139,6 +143,45 @@ def vectors(base, tmp_path_factory) -> dict[str, Path]:
         model = perturb(base, folder / f"{name}-aligned", seed=seed)
         made[name] = extract(base, model, folder / name).folder
     return made
+
+
+@pytest.fixture(scope="session")
+def _hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _clients(_hub, tmp_path_factory):
+    """Transport → the process that uses it; started when a test asks for it."""
+    with contextlib.ExitStack() as stack:
+        started = {}
+
+        def get(transport: str) -> Client:
+            if transport not in started:
+                folder = tmp_path_factory.mktemp(transport)
+                started[transport] = stack.enter_context(connect(folder, _hub.url, transport))
+            return started[transport]
+
+        yield get
+
+
+@pytest.fixture
+def hub(_hub, base):
+    """A Hub with one user, `me`, whose token clients use; and `me/base`."""
+    _hub.clear()
+    _hub.users[TOKEN] = User("me")
+    _hub.add_repo("me/base", {file.name: file.read_bytes() for file in base.iterdir()})
+    return _hub
+
+
+@pytest.fixture
+def client(_clients, tmp_path, request):
+    """A client of `hub` that works in `tmp_path` with an empty cache, by Xet as every user's."""
+    found = _clients(getattr(request, "param", "xet"))
+    found.folder = tmp_path
+    yield found
+    shutil.rmtree(found.home, ignore_errors=True)
 
 
 @pytest.fixture

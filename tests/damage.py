@@ -78,7 +78,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN": (_write_bad(torch.nan), "model.norm.weight has NaN or infinite values"),
     "infinity": (_write_bad(-torch.inf), "model.norm.weight has NaN or infinite values"),
     "an unknown format": (_new_format, "format version 99, this mergekit-av reads 1"),
-    "only pickles": (_pickle, "only pickle files, which we never open"),
+    "only pickles": (_pickle, "may be a pickle"),
     "no weights": (lambda folder: (folder / SINGLE).unlink(), "holds no model.safetensors"),
     "no metadata": (
         lambda folder: (folder / "alignment_vector.json").unlink(),

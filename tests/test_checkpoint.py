@@ -192,7 +192,7 @@ def _single_and_index(model):
 
 HARMS = {
     "missing shard": (_missing_shard, "shard model-00001-of-00002.safetensors is missing"),
-    "a shard outside the folder": (_shard_elsewhere, "is missing"),
+    "a shard outside the folder": (_shard_elsewhere, "is no file beside it"),
     "truncated": (lambda model: truncate(model / SINGLE), "truncated or damaged"),
     "empty file": (lambda model: (model / SINGLE).write_bytes(b""), "truncated or damaged"),
     "flipped header length": (lambda model: flip_bit(model / SINGLE, 1), "truncated or damaged"),

@@ -274,7 +274,7 @@ SPOILT = {
     "another size": (edited(vocab_size=601), "is no causal LM that transformers"),
     "an unknown activation": (edited(hidden_act="x"), "is no causal LM that transformers"),
     "code of its own": (
-        edited(model_type="nothing", auto_map={"AutoConfig": "x.X"}), "custom code"
+        edited(model_type="nothing", auto_map={"AutoConfig": "x.X"}), "names code of its own"
     ),
     "no tokenizer": (
         remove("tokenizer.json", "tokenizer_config.json"), "has no tokenizer that loads"

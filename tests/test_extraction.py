@@ -202,6 +202,13 @@ def test_a_folder_may_have_an_at_sign_in_its_name(base, aligned, tmp_path, sourc
     assert extract(base, aligned, tmp_path / "b", base_id="org/it").metadata.base.id == "org/it"
 
 
+def test_a_base_in_a_folder_is_not_called_like_a_hub_id(base, aligned, tmp_path, monkeypatch):
+    shutil.copytree(base, tmp_path / "models" / "x")
+    monkeypatch.chdir(tmp_path)
+    assert extract("models/x", aligned, "av").metadata.base.id == "./models/x"
+    assert extract("./models/x", aligned, "b").metadata.base.id == "./models/x"
+
+
 def _nan(folder, tmp_path):
     edit_tensors(folder, lambda tensors: tensors["model.norm.weight"][1:2].fill_(torch.nan))
     return folder

@@ -270,6 +270,8 @@ def test_the_card_makes_levels_settings(whole, base):
     assert "## Which λ does what" in card
     assert re.search(rf"\| expert \| {expert:g} \| 1.00 \| {share:.2f} \(", card)
     assert "| generic (not dominant) |" in card
+    figure = (folder / "out" / "sweep.png").read_bytes()
+    assert (folder / "medical" / "sweep.png").read_bytes() == figure and "(sweep.png)" in card
 
 
 # Other ways to call it

@@ -120,6 +120,14 @@ def test_values_that_cannot_be_are_one_line(options):
     assert "\n" not in str(raised.value)
 
 
+def test_what_goes_to_the_hub_is_the_vector_and_no_token_is_an_option():
+    with pytest.raises(AVError, match="pass --push-to-hub ID: the vector goes to the Hub"):
+        training_arguments(["--push_to_hub", "true"])
+    with pytest.raises(AVError, match="a token is no option") as raised:
+        training_arguments(["--hub_token", "hf_secret"])
+    assert "hf_secret" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("pairing", "expected"), [("adjacent", "ab bc cd"), ("all", "ab ac ad bc bd cd")]
 )

@@ -237,7 +237,10 @@ EDITS = {
     "another version": (lambda m: m.update(format_version=2), "format version 2, .* reads 1"),
     "no version": (lambda m: m.pop("format_version"), "format version None"),
     "no fingerprint": (lambda m: m.pop("fingerprint"), "incomplete .*fingerprint"),
-    "a fingerprint that is null": (lambda m: m.update(fingerprint=None), "fingerprint is missing"),
+    "a fingerprint that is null": (
+        lambda m: m.update(fingerprint=None),
+        "fingerprint is missing, or",
+    ),
     "no base": (lambda m: m.pop("base"), "incomplete .*base"),
     "a base that is a name": (lambda m: m.update(base="llama"), "incomplete"),
     "a base without fingerprint": (lambda m: m["base"].pop("fingerprint"), "incomplete"),

@@ -23,6 +23,8 @@ REFUSED = {
     "resume_from_checkpoint": "pass --resume: the newest whole checkpoint is found",
     "trust_remote_code": "code that comes with a model is never run",
     "model_init_kwargs": "the base is loaded as it is, in float32",
+    "push_to_hub": "pass --push-to-hub ID: the vector goes to the Hub, not the aligned model",
+    "hub_token": "a token is no option: run `hf auth login`, or set HF_TOKEN",
 }
 
 

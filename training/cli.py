@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mergekit_av.cli import command, overwrite_option, summary
+from mergekit_av.errors import AVError
 
 from .defaults import DEFAULTS, PATIENCE
 
@@ -55,11 +56,15 @@ EPILOG = (
     is_flag=True,
     help="Continue a run that was interrupted; keep a vector that is done.",
 )
+@click.option(
+    "--push-to-hub", metavar="ID", help="Push the vector to this repository when it is done."
+)
+@click.option("--private", is_flag=True, help="With --push-to-hub: make the repository private.")
 @overwrite_option
 @click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
 def av_train(
     domains, joint, base, data, out, pairs, max_records, dtype, patience, config, keep_aligned,
-    resume, overwrite, dpo_options,
+    resume, push_to_hub, private, overwrite, dpo_options,
 ):  # fmt: skip
     """Train an alignment vector with DPO (IPO loss) on a domain's records.
 
@@ -71,7 +76,7 @@ def av_train(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
     from mergekit_av.domains import load_domain
-    from mergekit_av.records import load_records
+    from mergekit_av.records import dataset_of, load_records
 
     from .joint import joint_domain, parse_goal, wanted_first
 
@@ -79,6 +84,10 @@ def av_train(
         raise click.UsageError("say what to train on: --domain, or --joint")
     if ((joint or len(domains) > 1) and data) or (len(domains) > 1 and out):
         raise click.UsageError("--data and --out go with exactly one --domain")
+    if push_to_hub and len(domains) > 1:
+        raise click.UsageError("--push-to-hub goes with exactly one --domain")
+    if private and not push_to_hub:
+        raise click.UsageError("--private goes with --push-to-hub")
     goal = None
     if joint:
         goal, parts = parse_goal(joint)
@@ -93,6 +102,7 @@ def av_train(
         raise click.UsageError(f"--domain: {max(names, key=names.count)} is given twice")
 
     from mergekit_av.base import DEFAULT_BASE, base_or_default
+    from mergekit_av.hub import check_access
 
     from .arguments import training_arguments
     from .dpo import Job, check, train
@@ -117,6 +127,7 @@ def av_train(
             resume=resume,
             overwrite=overwrite,
             joint=goal,
+            dataset=dataset_of(domain, data),
         )
         for domain, some in zip(chosen, records, strict=True)
     ]
@@ -124,6 +135,8 @@ def av_train(
         raise click.UsageError("--output_dir goes with exactly one --domain")
     # Before hours go into the first, all must be able to end.
     in_main_process(lambda: [check(job) for job in jobs])
+    if push_to_hub:
+        in_main_process(lambda: check_access(push_to_hub))
     in_main_process(lambda: base_or_default(base))
     for job in jobs:
         vector = train(job)
@@ -131,6 +144,8 @@ def av_train(
         if vector is not None:
             click.echo(summary(vector))
             click.echo(_outcome(vector.metadata.training or {}))
+            if push_to_hub:
+                click.echo(_push(vector, push_to_hub, private))
 
 
 # What is not an option of ours is one of DPOConfig's.
@@ -144,6 +159,17 @@ def _first(records, count):
         return records
     training = [record for record in records if record.split == "train"][:count]
     return training + [record for record in records if record.split != "train"]
+
+
+def _push(vector, repo, private):
+    """Push a vector that is whole on disk, whatever comes of it."""
+    try:
+        return vector.push_to_hub(repo, private=private or None)
+    except AVError as error:
+        flag = " --private" if private else ""
+        raise AVError(
+            f"{error}; the vector is whole, push it with `av-push {vector.folder} {repo}{flag}`"
+        ) from error
 
 
 def _outcome(training):

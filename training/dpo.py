@@ -72,6 +72,7 @@ class Job:
         resume: continue the run that is there, if one is; keep a vector that is done.
         overwrite: replace a vector that is there; without `resume`, a run as well.
         joint: domain → the level that is wanted there, where the records are of several domains.
+        dataset: the Hub id of the records, where they come from there.
     """
 
     base: str
@@ -86,6 +87,7 @@ class Job:
     resume: bool = False
     overwrite: bool = False
     joint: dict[str, str] | None = None
+    dataset: str | None = None
 
     @property
     def run(self) -> Run:
@@ -335,6 +337,7 @@ def _history(job: Job, state: TrainerState) -> dict[str, Any]:
         "method": "DPO, full fine-tuning",
         "domain": job.domain.name,
         **({"joint": job.joint} if job.joint else {}),
+        "dataset": job.dataset,
         "records": _count(job, "train"),
         "validation_records": _count(job, "validation"),
         "pairs": job.pairing,

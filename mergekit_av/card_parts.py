@@ -1,0 +1,95 @@
+"""What model cards are made of: Markdown that nothing from elsewhere can break, and what a user wrote.
+
+Names, numbers and settings come from files that a stranger may have written. In a card they are text
+and nothing else: no markup, no second table column, no end of a code block.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+BEGIN = (
+    "<!-- own words: what stands between these two lines is kept when the card is made again -->"
+)
+END = "<!-- end of own words -->"
+OWN_WORDS = re.compile(f"^{re.escape(BEGIN)}$(.*?)^{re.escape(END)}$", re.MULTILINE | re.DOTALL)
+LICENSE = ("license", "license_name", "license_link")
+MARKUP = re.compile(r"[\\`*\[\]|~<>#!&$]|(?<!\w)_|_(?!\w)")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a new card keeps of an old one.
+
+    Attributes:
+        license: `license`, and `license_name` and `license_link` where that is `other`.
+        words: a user's own, as they stand between the two lines.
+    """
+
+    license: Mapping[str, Any] = field(default_factory=dict)
+    words: str = ""
+
+    @classmethod
+    def of(cls, card: str) -> "Kept":
+        """What is to be kept of a card; nothing of one that cannot be read."""
+        found = OWN_WORDS.search(card)
+        return cls(license_in(card), found[1].strip() if found else "")
+
+    def or_else(self, other: "Kept") -> "Kept":
+        """The same, filled up from another card."""
+        return Kept(self.license or other.license, self.words or other.words)
+
+
+def license_in(card: str) -> dict[str, Any]:
+    """What a card's front matter says of the license."""
+    block = REGEX_YAML_BLOCK.search(card)
+    try:
+        front = yaml.safe_load(block[2]) if block else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    if not isinstance(front, dict):
+        return {}
+    found = {key: front[key] for key in LICENSE if isinstance(front.get(key), str)}
+    return found if "license" in found else {}
+
+
+def assemble(front: ModelCardData, parts: Sequence[str], kept: Kept) -> str:
+    """A whole card: front matter, parts, and the place for the user's own words."""
+    words = "\n\n".join(filter(None, (BEGIN, kept.words, END)))
+    body = "\n\n".join([*parts, words])
+    return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n{body}\n"))
+
+
+def text(value: object) -> str:
+    """A value as plain words on one line."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(str(value).split()))
+
+
+def fenced(code: str, language: str) -> str:
+    """A code block that its content cannot end."""
+    longest = max(map(len, re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code.rstrip()}\n{fence}"
+
+
+def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *([text(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def facts(rows: Mapping[str, object]) -> str:
+    """A table of names and values."""
+    return table(("", ""), list(rows.items()))
+
+
+def recipe(content: Mapping[str, Any]) -> str:
+    """YAML as in a recipe file, in a code block."""
+    lines = yaml.safe_dump(
+        dict(content), sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None
+    )
+    return fenced(lines, "yaml")
