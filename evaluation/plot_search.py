@@ -126,6 +126,7 @@ def plot_goals(outcomes: Sequence[Outcome], file: Path) -> None:
         axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set_yticks(list(rows), labels, fontsize=8)
+    axes.set_ylim(-0.8, len(ordered) - 0.2)
     axes.set_xlabel("worst margin (share of the records); blue where the goal is met")
     axes.set_title(", ".join(outcomes[0].goal), fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -23,8 +23,9 @@ Goal = Mapping[str, str]
 
 # Nats per token in which a record's vote is undecided. Two levels that far apart share it 27 : 73.
 TEMPERATURE = 0.2
-# What a smoothed margin loses for each unit of λ, so that of equals the smallest change wins.
-CHANGE = 1e-3
+# What a smoothed margin loses for each unit of |λ|, mean over the vectors: of near equals the smaller
+# change wins, which harms the language less.
+CHANGE = 0.05
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,13 @@ class Landscape:
     def value(self, question: Question, goal: Goal) -> np.ndarray:
         """(points,): how good an answer each point is, for comparing them.
 
-        Above 1 the goal is met, by how much says the rest; up to 1 it is not, though the language
-        holds; below -2 the language is broken, the more the lower.
+        The smoothed margin less the change; 3 more where the goal is met; and where the language is
+        broken less than any of these, the more so the more it is broken.
         """
-        smooth = self.worst(goal, smooth=True) - CHANGE * np.abs(self.points).sum(axis=1)
+        smooth = self.worst(goal, smooth=True) - CHANGE * np.abs(self.points).mean(axis=1)
         inside = self.damage <= question.tolerance
         dominant = self.worst(goal) > 0
-        return np.where(inside, smooth + 2 * dominant, -2 - np.maximum(self.damage, 0))
+        return np.where(inside, smooth + 3 * dominant, -3 - np.maximum(self.damage, 0))
 
 
 def obstacles(question: Question, goal: Goal, seen: Landscape) -> list[str]:

@@ -220,7 +220,7 @@ class SearchReport:
         )
         parts += [f"![Margins]({figure})", self._table()]
         if unmet := [found for found in self.outcomes if not found.met]:
-            parts += ["## Not met", *(self._unmet(unmet))]
+            parts += ["## Not met", "\n".join(self._unmet(unmet))]
         if self.joint:
             parts += ["## Against joint training", self._joint()]
         if len(self.outcomes) == 1:

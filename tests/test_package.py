@@ -147,7 +147,10 @@ print(merge_methods.get("alignment_vector").spec.name, mergekit_av.__file__)
 def test_declared_dependencies_cover_every_import():
     declared = {
         canonical(requirement)
-        for requirements in (PROJECT["dependencies"], PROJECT["optional-dependencies"]["plot"])
+        for requirements in (
+            PROJECT["dependencies"],
+            *(PROJECT["optional-dependencies"][extra] for extra in ("plot", "workers")),
+        )
         for requirement in requirements
     }
     distributions = importlib.metadata.packages_distributions()

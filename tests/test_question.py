@@ -131,7 +131,10 @@ def test_of_two_answers_the_better_one_has_the_higher_value():
     values = seen(*better_first).value(QUESTION, GOAL)
     assert values.tolist() == sorted(values, reverse=True) and len(set(values)) == len(values)
     met = seen(*better_first).met(QUESTION, GOAL)
-    assert met.tolist() == [True] * 3 + [False] * 4 and (values > 1).tolist() == met.tolist()
+    assert met.tolist() == [True] * 3 + [False] * 4
+    assert (values > 1.5).tolist() == met.tolist() and (values < -2).tolist() == [False] * 5 + [
+        True
+    ] * 2
 
 
 def test_what_stands_in_the_way_is_named():

@@ -12,8 +12,8 @@ import processes
 import yaml
 from processes import Ended, finish
 
-# In the metadata and on the card.
-SECONDS = re.compile(rb"\"seconds\": [\d.]+|\| seconds \| [\d.]+ \|")
+# In the metadata and on the card; unknown of a run that was continued.
+SECONDS = re.compile(rb"\"seconds\": (?:[\d.]+|null)|\| seconds \| [\d.]+ \|\n")
 
 
 def write_domain(
