@@ -1,11 +1,11 @@
 """What a search found for a goal: the best setting, and what it does on records it was not chosen on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .accuracy import Result
 from .evaluator import Evaluator
-from .question import Goal, Landscape, obstacles
+from .question import Goal, obstacles
 from .search import Records, Search
 
 
@@ -63,13 +63,14 @@ def outcome(search: Search, goal: Goal) -> Outcome:
     Raises:
         ValueError: it has seen nothing.
     """
-    setting, met = search.best(goal)
-    question, seen = search.question, Landscape.seen(search.question, search.settings)
+    question, seen = search.question, search.seen()
+    best = int(seen.value(question, goal).argmax())
+    setting, met = search.settings[best], bool(seen.met(question, goal)[best])
     return Outcome(
         goal=dict(goal),
         lambdas=question.setting(setting.point),
         met=met,
-        margin=float(Landscape.seen(question, [setting]).worst(goal)[0]),
+        margin=float(seen.worst(goal)[best]),
         damage=setting.damage,
         obstacles=[] if met else obstacles(question, goal, seen),
     )
@@ -79,7 +80,7 @@ def tested(found: Outcome, evaluator: Evaluator, records: Records) -> Outcome:
     """The same, with what its setting does on the test records."""
     results = {task.name: evaluator.result(found.lambdas, task) for task in records.scored}
     damage = records.damage(evaluator, found.lambdas) if records.written else None
-    return Outcome(**{**vars(found), "tests": results, "test_damage": damage})
+    return replace(found, tests=results, test_damage=damage)
 
 
 def count(outcomes: Sequence[Outcome]) -> tuple[int, int]:

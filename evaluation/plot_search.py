@@ -8,7 +8,6 @@ import numpy as np
 
 from .outcome import Outcome
 from .plot import COLOURS, load_pyplot, save
-from .question import Landscape
 from .search import Search
 from .surfaces import Surfaces
 
@@ -37,9 +36,10 @@ def plot_slices(search: Search, found: Outcome, file: Path) -> None:
     figure, panels = pyplot.subplots(
         1, len(pairs), figsize=(0.8 + 4.0 * len(pairs), 4.2), squeeze=False, layout="constrained"
     )
+    surfaces = Surfaces(search.question, search.settings)
     for axes, pair in zip(panels[0], pairs, strict=True):
         if len(pair) == 2:
-            shown = _map(axes, search, found, pair)
+            shown = _map(axes, search, surfaces, found, pair)
         else:
             shown = _line(axes, search, found, pair[0])
     if shown is not None:
@@ -49,15 +49,16 @@ def plot_slices(search: Search, found: Outcome, file: Path) -> None:
     save(figure, file)
 
 
-def _map(axes, search: Search, found: Outcome, pair: Sequence[str]):
+def _map(axes, search: Search, surfaces: Surfaces, found: Outcome, pair: Sequence[str]):
     """Margins over two vectors' λ; hatched where the language is predicted to be broken."""
     first, second = pair
-    grids = [np.linspace(values[0], values[-1], FINE) for values in _ranges(search, pair)]
+    ranges = [search.question.axes[name] for name in pair]
+    grids = [np.linspace(values[0], values[-1], FINE) for values in ranges]
     x, y = np.meshgrid(*grids)
     points = np.tile(np.array(list(found.lambdas.values())), (x.size, 1))
     columns = [list(found.lambdas).index(name) for name in pair]
     points[:, columns[0]], points[:, columns[1]] = x.ravel(), y.ravel()
-    predicted = Surfaces(search.question, search.settings).landscape(points)
+    predicted = surfaces.landscape(points)
     margin = predicted.worst(found.goal, smooth=True).reshape(x.shape)
     image = axes.pcolormesh(x, y, margin, cmap="RdBu", vmin=-1, vmax=1, shading="auto")
     image.set_rasterized(True)
@@ -79,7 +80,7 @@ def _map(axes, search: Search, found: Outcome, pair: Sequence[str]):
 
 def _line(axes, search: Search, found: Outcome, vector: str) -> None:
     """The margin of each wanted level over one vector's λ, as measured."""
-    landscape = Landscape.seen(search.question, search.settings)
+    landscape = search.seen()
     column = list(found.lambdas).index(vector)
     order = landscape.points[:, column].argsort()
     for wanted, colour in zip(found.goal.items(), COLOURS * len(found.goal), strict=False):
@@ -92,10 +93,6 @@ def _line(axes, search: Search, found: Outcome, vector: str) -> None:
     axes.set_xlabel(f"λ of {vector}")
     axes.set_ylabel("margin, smoothed")
     axes.legend(frameon=False, fontsize=8)
-
-
-def _ranges(search: Search, names: Sequence[str]) -> list[tuple[float, ...]]:
-    return [search.question.axes[name] for name in names]
 
 
 def plot_goals(outcomes: Sequence[Outcome], file: Path) -> None:

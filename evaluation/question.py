@@ -6,10 +6,11 @@ steps too coarse to be led by, so margins are smoothed: each record's vote is sp
 by a softmax of their mean log-probabilities.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from itertools import product
 
 import numpy as np
 from scipy.special import softmax
@@ -45,11 +46,11 @@ class Question:
     @property
     def size(self) -> int:
         """Points of the lattice."""
-        return int(np.prod([len(values) for values in self.axes.values()], dtype=object))
+        return math.prod(map(len, self.axes.values()))
 
     def lattice(self) -> list[Point]:
         """All points."""
-        return list(product(*self.axes.values()))
+        return list(itertools.product(*self.axes.values()))
 
     def setting(self, point: Point) -> dict[str, float]:
         """Vector → λ."""
@@ -75,7 +76,9 @@ def axis(low: float | str, high: float | str, step: float | str) -> tuple[float,
 
 def combinations(levels: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
     """Every way to want a level in each domain."""
-    return [dict(zip(levels, chosen, strict=True)) for chosen in product(*levels.values())]
+    return [
+        dict(zip(levels, chosen, strict=True)) for chosen in itertools.product(*levels.values())
+    ]
 
 
 @dataclass(frozen=True)
@@ -183,14 +186,9 @@ def obstacles(question: Question, goal: Goal, seen: Landscape) -> list[str]:
     together = [
         f"{one[0]} {one[1]} and {other[0]} {other[1]} are dominant at some settings each, "
         f"together at none of the {tried} tried{where}"
-        for one, other in _pairs(dominant)
+        for one, other in itertools.combinations(dominant, 2)
         if not (dominant[one] & dominant[other]).any()
     ]
     return together or [
         f"any two of the wishes are met at some setting, all at none of the {tried} tried{where}"
     ]
-
-
-def _pairs(wanted: Iterable[tuple[str, str]]):
-    wanted = list(wanted)
-    return [(one, other) for i, one in enumerate(wanted) for other in wanted[i + 1 :]]

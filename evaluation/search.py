@@ -69,11 +69,9 @@ class Search:
                 self.settings += [self._setting(point) for point in points]
                 bar.set_postfix_str(self._standing())
 
-    def best(self, goal: Goal) -> tuple[Setting, bool]:
-        """The best setting seen for a goal, and whether it meets the goal."""
-        landscape = Landscape.seen(self.question, self.settings)
-        number = int(landscape.value(self.question, goal).argmax())
-        return self.settings[number], bool(landscape.met(self.question, goal)[number])
+    def seen(self) -> Landscape:
+        """All that was measured."""
+        return Landscape.seen(self.question, self.settings)
 
     @property
     def seconds(self) -> float:
@@ -112,5 +110,6 @@ class Search:
         return self.records.jobs(self.question.setting(point))
 
     def _standing(self) -> str:
-        met = sum(self.best(goal)[1] for goal in self.goals)
+        seen = self.seen()
+        met = sum(bool(seen.met(self.question, goal).any()) for goal in self.goals)
         return f"{met} of {len(self.goals)} met"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .evaluator import Evaluator
 from .markdown import facts, share, shares, table
 from .outcome import Outcome, count, outcome, tested
 from .plot_search import plot_goals, plot_slices
-from .question import Goal, Landscape
+from .question import Goal
 from .recipe_of import Ingredients, recipe
 from .search import Records, Search
 from .surfaces import Surfaces
@@ -171,13 +172,13 @@ class SearchReport:
 
     def _json(self) -> dict[str, Any]:
         question, seen = self.search.question, self.search.settings
-        landscape = Landscape.seen(question, seen)
+        landscape = self.search.seen()
         return {
             **self.source,
             "interrupted": self.interrupted,
             "budget": self.search.budget,
             "seconds": self.search.seconds,
-            "surface_error": self._surfaces().error(),
+            "surface_error": self._surface_error,
             "training_seconds": self.training,
             "outcomes": [_outcome(found) for found in self.outcomes],
             "joint": [
@@ -216,7 +217,7 @@ class SearchReport:
         )
         parts.append(
             "Predicted by surfaces through all other settings, the mean log-probabilities of a "
-            f"setting are off by {self._surfaces().error():.2f} nats per token (root mean square)."
+            f"setting are off by {self._surface_error:.2f} nats per token (root mean square)."
         )
         parts += [f"![Margins]({figure})", self._table()]
         if unmet := [found for found in self.outcomes if not found.met]:
@@ -227,8 +228,9 @@ class SearchReport:
             parts += ["## Recipe", f"```yaml\n{self.recipe(self.outcomes[0])}```"]
         return "\n\n".join(parts) + "\n"
 
-    def _surfaces(self) -> Surfaces:
-        return Surfaces(self.search.question, self.search.settings)
+    @cached_property
+    def _surface_error(self) -> float:
+        return Surfaces(self.search.question, self.search.settings).error()
 
     @property
     def _tested(self) -> bool:

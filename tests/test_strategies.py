@@ -47,8 +47,7 @@ def test_one_goal_is_found_with_a_few_dozen_settings(seed):
     world = World(seed=seed)
     goal = {"d0": "avoidance", "d1": "generic", "d2": "expert"}
     everything = whole(world)
-    if not everything.met(world.question, goal).any():
-        pytest.skip("not in this world")
+    assert everything.met(world.question, goal).any()
     seen = explore(Surface(world.question, [goal]), world, 60)
     found = Landscape.seen(world.question, seen)
     assert found.met(world.question, goal).any()
@@ -126,7 +125,8 @@ def test_the_design_holds_what_is_nearest_to_0_and_fills_the_box(vectors, low, s
     points = strategy.next([])
     assert len(points) == len(set(points)) == strategy.minimum
     assert (tuple([max(0.0, float(low - 2))] * vectors)) in points
-    assert set(points) <= set(question.lattice()) if question.size < 10**5 else True
+    axes = question.axes.values()
+    assert all(x in values for point in points for x, values in zip(point, axes, strict=True))
 
 
 def test_a_small_lattice_is_measured_whole():
