@@ -43,11 +43,12 @@ def test_a_better_level_is_always_the_chosen_one(levels, records):
 def test_conversations_stay_messages_and_text_stays_text():
     conversation, text = preference_pairs([ranked(2), ranked(2, "Why")])
     assert conversation == {
+        "turn": 0,
         "prompt": list(QUESTION),
         "chosen": [{"role": "assistant", "content": "0"}],
         "rejected": [{"role": "assistant", "content": "1"}],
     }
-    assert text == {"prompt": "Why", "chosen": "0", "rejected": "1"}
+    assert text == {"prompt": "Why", "chosen": "0", "rejected": "1", "turn": 0}
     assert is_conversational(conversation) and not is_conversational(text)
 
 
@@ -58,3 +59,15 @@ def test_pairs_read_as_records_give_the_same_pairs(tmp_path, prompt):
     path.write_text(json.dumps(rows), "utf-8")
     records = load_records(Domain("tone", {"level 0": "", "level 1": ""}), path)
     assert preference_pairs(records) == rows
+
+
+@settings(deadline=None)
+@given(levels=st.integers(2, 7))
+def test_each_level_is_preferred_around_its_own_lambda(levels):
+    rows = preference_pairs([ranked(levels, "Why?")], "all")
+    meant = [1, *(-step / (levels - 1) for step in range(1, levels))]
+    for level, value in enumerate(meant):
+        for row in rows:
+            pair = int(row["chosen"]), int(row["rejected"])
+            if level in pair:
+                assert pair[value <= row["turn"]] == level

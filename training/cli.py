@@ -42,6 +42,11 @@ EPILOG = (
     "--pairs", type=click.Choice(["adjacent", "all"]), default="adjacent",
     help="Which levels to compare: each with the next one, or each with all below it.",
 )  # fmt: skip
+@click.option(
+    "--lambdas", metavar="λ,…", default="1",
+    help="At which λ to train it, in turn. 1,-1 trains both directions: below 0 the order of the "
+    "levels is reversed.",
+)  # fmt: skip
 @click.option("--max-records", type=click.IntRange(min=1), help="Train on the first so many only.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16",
               help="What the vector is stored in.")  # fmt: skip
@@ -63,7 +68,7 @@ EPILOG = (
 @overwrite_option
 @click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
 def av_train(
-    domains, joint, base, data, out, pairs, max_records, dtype, patience, config, keep_aligned,
+    domains, joint, base, data, out, pairs, lambdas, max_records, dtype, patience, config, keep_aligned,
     resume, push_to_hub, private, overwrite, dpo_options,
 ):  # fmt: skip
     """Train an alignment vector with DPO (IPO loss) on a domain's records.
@@ -79,7 +84,9 @@ def av_train(
     from mergekit_av.records import dataset_of, load_records
 
     from .joint import joint_domain, parse_goal, wanted_first
+    from .lambdas import parse_lambdas
 
+    lambdas = parse_lambdas(lambdas)
     if bool(domains) == bool(joint):
         raise click.UsageError("say what to train on: --domain, or --joint")
     if ((joint or len(domains) > 1) and data) or (len(domains) > 1 and out):
@@ -88,6 +95,8 @@ def av_train(
         raise click.UsageError("--push-to-hub goes with exactly one --domain")
     if private and not push_to_hub:
         raise click.UsageError("--private goes with --push-to-hub")
+    if joint and lambdas != (1.0,):
+        raise click.UsageError("--lambdas goes with --domain: a joint model has no other side")
     goal = None
     if joint:
         goal, parts = parse_goal(joint)
@@ -121,6 +130,7 @@ def av_train(
             # A DPOConfig is changed by its trainer: each job has its own.
             arguments=training_arguments(dpo_options, config, output_dir=str(RUNS / domain.name)),
             pairing=pairs,
+            lambdas=lambdas,
             dtype=dtype,
             patience=patience,
             keep_aligned=keep_aligned,

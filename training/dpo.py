@@ -1,6 +1,7 @@
 """DPO with the IPO loss by TRL, from records to an alignment vector."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -39,6 +40,7 @@ from .defaults import PATIENCE
 from .pairs import Pairing, preference_pairs
 from .processes import in_main_process
 from .run import Run
+from .spectrum import SpectrumTrainer
 from .watch import EvaluateLast, Progress, StopDivergence
 
 SPLITS = ("train", "validation")
@@ -66,6 +68,7 @@ class Job:
 
     Attributes:
         out: the AV folder to write.
+        lambdas: at which λ it is trained, in turn; the paper's is 1 alone. See spectrum.py.
         arguments: of TRL; `output_dir` is the run folder, see run.py.
         dtype: the vector's.
         keep_aligned: keep the aligned checkpoint, in the run folder's `aligned`.
@@ -81,6 +84,7 @@ class Job:
     out: Path
     arguments: DPOConfig
     pairing: Pairing = "adjacent"
+    lambdas: tuple[float, ...] = (1.0,)
     dtype: str = "bfloat16"
     patience: int = PATIENCE
     keep_aligned: bool = False
@@ -176,6 +180,7 @@ def _open(job: Job, base: Path) -> None:
         "base": fingerprint(Checkpoint(base)),
         "domain": job.domain.name,
         "pairs": job.pairing,
+        "lambdas": job.lambdas,
         "records": f"{_count(job, 'train')} + {_count(job, 'validation')} ({digest})",
         "patience": job.patience,
         "processes": PartialState().num_processes,
@@ -260,7 +265,10 @@ def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
     callbacks = [MarkWhole(), EvaluateLast(), StopDivergence()]
     if job.arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(job.patience))
-    trainer = DPOTrainer(
+    make = DPOTrainer
+    if job.lambdas != (1.0,):
+        make = functools.partial(SpectrumTrainer, lambdas=job.lambdas)
+    trainer = make(
         pupil.model,
         args=job.arguments,
         train_dataset=job.run.pairs("train"),
@@ -341,6 +349,7 @@ def _history(job: Job, state: TrainerState) -> dict[str, Any]:
         "records": _count(job, "train"),
         "validation_records": _count(job, "validation"),
         "pairs": job.pairing,
+        **({"lambdas": list(job.lambdas)} if job.lambdas != (1.0,) else {}),
         "processes": PartialState().num_processes,
         "steps": state.global_step,
         "best_step": state.best_global_step,
