@@ -16,7 +16,8 @@ from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
 from mergekit_av.files import check_writable, write_whole
 
-from .inputs import load_all_records, load_domains, machine, open_vectors, versions
+from .inputs import load_all_records, load_domains, machine, open_vectors, tokenizer_of, versions
+from .options import answer_options, model_options, record_options, vector_options
 
 if TYPE_CHECKING:
     from mergekit_av.vector import AlignmentVector
@@ -30,11 +31,7 @@ MANY = 500
 
 
 @command
-@click.option("--base", help="Base model: a folder or Hub id.  [default: the default base]")
-@click.option(
-    "--av", "avs", multiple=True, required=True, metavar="[NAME=]AV",
-    help="Alignment vector, a folder or Hub id; each gets a coefficient.",
-)  # fmt: skip
+@vector_options("each gets a coefficient")
 @click.option(
     "--want", "wants", multiple=True, metavar="DOMAIN=LEVEL",
     help="The level that is to be dominant in a domain, which need not be a vector's own.",
@@ -45,11 +42,7 @@ MANY = 500
     help="With --all the domains to combine; else domains to report beside the wanted ones, or a "
     "file that describes a wanted one.  [default: the vectors' own]",
 )  # fmt: skip
-@click.option(
-    "--data", multiple=True, metavar="DOMAIN=SOURCE",
-    help="Records of a domain instead of its own: a file or a Hub dataset id.",
-)  # fmt: skip
-@click.option("--max-records", type=click.IntRange(min=1), help="At most so many of each split.")
+@record_options
 @click.option(
     "--range", "ranges", multiple=True, metavar="[NAME=]LOW:HIGH",
     help="Where λ is looked for; for one vector, or for all that have no range of their own.  "
@@ -70,26 +63,14 @@ MANY = 500
     help="How much of what the fluency guard allows may be used; with `inf` it is only reported, of "
     "what is found.",
 )  # fmt: skip
-@click.option(
-    "--generate", type=click.IntRange(min=0), default=4,
-    help="Queries of each domain to answer at each setting, for the fluency guard; 0 for no guard.",
-)  # fmt: skip
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=80, help="Where answers are cut."
+@answer_options(
+    4, "Queries of each domain to answer at each setting, for the fluency guard; 0 for no guard."
 )
 @click.option(
     "--joint", multiple=True, metavar="AV",
     help="Vector that `av-train --joint` trained for a combination, to compare with.",
 )  # fmt: skip
-@click.option("--rounding", type=click.Choice(["stochastic", "nearest"]), default="stochastic")
-@click.option("--seed", default=0, help="Of the stochastic rounding.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "auto"]), default="auto",
-    help="What the model computes in; auto is the checkpoint's own, which the recipe writes in any "
-    "case.",
-)  # fmt: skip
-@click.option("--device", help="A torch device.  [default: the accelerator if there is one]")
-@click.option("--transfer", is_flag=True, help="The base is meant to be another than the vectors'.")
+@model_options(dtype="auto", why="which the recipe writes in any case")
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1,
     help="Processes that measure side by side, by Ray; each loads the model.",
@@ -265,12 +246,9 @@ def _write(report: "SearchReport", runs: Path, out: Path, every: bool, err: bool
 @contextlib.contextmanager
 def _engine(setup: "Setup", workers: int) -> Iterator[tuple[Any, Any, Any]]:
     """What measures, a model whose configuration says what fits, and its tokenizer."""
-    from mergekit_av.chat import ensure_chat_template
-    from mergekit_av.models import load_shape, load_tokenizer
+    from mergekit_av.models import load_shape
 
-    tokenizer = load_tokenizer(setup.base)
-    if notice := ensure_chat_template(tokenizer):
-        click.echo(f"{setup.base}: {notice}", err=True)
+    tokenizer = tokenizer_of(setup.base)
     if workers == 1:
         measurer = setup.measurer()
         yield measurer, measurer.model, tokenizer

@@ -16,7 +16,8 @@ from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 from mergekit_av.files import write_whole
 
-from .inputs import load_all_records, load_domains, machine, open_vectors, versions
+from .inputs import load_all_records, load_domains, machine, open_vectors, tokenizer_of, versions
+from .options import answer_options, model_options, record_options, vector_options
 
 if TYPE_CHECKING:
     from mergekit_av.vector import AlignmentVector
@@ -31,11 +32,7 @@ MANY = 500
 
 
 @command
-@click.option("--base", help="Base model: a folder or Hub id.  [default: the default base]")
-@click.option(
-    "--av", "avs", multiple=True, required=True, metavar="[NAME=]AV",
-    help="Alignment vector, a folder or Hub id; several are swept one after the other.",
-)  # fmt: skip
+@vector_options("several are swept one after the other")
 @click.option(
     "--lambda", "lambdas", default="-1.5:1.5:0.1", metavar="LOW:HIGH:STEP|A,B,C",
     help="The λ of each vector; 0 is always among them.",
@@ -44,27 +41,10 @@ MANY = 500
     "--domain", "domains", multiple=True, metavar="NAME|FILE.yml",
     help="Domain to score; may be given several times.  [default: the vectors' own]",
 )  # fmt: skip
-@click.option(
-    "--data", multiple=True, metavar="DOMAIN=SOURCE",
-    help="Records of a domain instead of its own: a file or a Hub dataset id.",
-)  # fmt: skip
-@click.option("--max-records", type=click.IntRange(min=1), help="At most so many of each split.")
-@click.option(
-    "--generate", type=click.IntRange(min=0), default=8,
-    help="Queries to answer at each λ, for the usable range; 0 leaves it unmeasured.",
-)  # fmt: skip
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=80, help="Where answers are cut."
-)
+@record_options
+@answer_options(8, "Queries to answer at each λ, for the usable range; 0 leaves it unmeasured.")
 @click.option("--prompting/--no-prompting", default=True, help="Compare with asking in words.")
-@click.option("--rounding", type=click.Choice(["stochastic", "nearest"]), default="stochastic")
-@click.option("--seed", default=0, help="Of the stochastic rounding.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "auto"]), default="float32",
-    help="What the model computes in; auto is the checkpoint's own, as mergekit writes it.",
-)  # fmt: skip
-@click.option("--device", help="A torch device.  [default: the accelerator if there is one]")
-@click.option("--transfer", is_flag=True, help="The base is meant to be another than the vectors'.")
+@model_options(dtype="float32", why="as mergekit writes it")
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the report; started again with it, a sweep goes on where it was.",
@@ -109,13 +89,11 @@ def av_sweep(
         )
 
     from mergekit_av.base import base_or_default
-    from mergekit_av.chat import ensure_chat_template
     from mergekit_av.checkpoint import Checkpoint, fingerprint
-    from mergekit_av.knobs import Knobs
-    from mergekit_av.models import load_model, load_tokenizer, resolve
+    from mergekit_av.models import resolve
 
     from .evaluator import Evaluator, Identity
-    from .measurer import Measurer
+    from .measurer import Setup
     from .report import Report
     from .store import EVALUATIONS, Store
     from .tasks import make_task
@@ -125,12 +103,10 @@ def av_sweep(
     if write_card:
         for name, vector in vectors.items():
             _check_card(name, vector, calibrated, identity)
-    model = load_model(source, dtype=dtype, device=device)
-    tokenizer = load_tokenizer(source)
-    if notice := ensure_chat_template(tokenizer):
-        click.echo(f"{source}: {notice}", err=True)
-    knobs = Knobs(model, vectors, rounding=rounding, seed=seed, transfer=transfer)
-    measurer = Measurer(knobs, model, tokenizer)
+    tokenizer = tokenizer_of(source)
+    folders = {name: str(vector.folder) for name, vector in vectors.items()}
+    measurer = Setup(source, folders, dtype, device, rounding, seed, transfer).measurer()
+    model = measurer.model
 
     def task(domain: Domain, split: str, limit: int | None = max_records, new_tokens: int = 0):
         return make_task(

@@ -12,6 +12,8 @@ from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from mergekit_av.records import Record
     from mergekit_av.vector import AlignmentVector
 
@@ -69,6 +71,17 @@ def load_all_records(domains: list[Domain], data: tuple[str, ...]) -> "dict[str,
     for name, some in records.items():
         require_splits(some, "test", source=name)
     return records
+
+
+def tokenizer_of(base: str) -> "PreTrainedTokenizerBase":
+    """Its tokenizer; where that has no chat template, with ours, which stderr is told."""
+    from mergekit_av.chat import ensure_chat_template
+    from mergekit_av.models import load_tokenizer
+
+    tokenizer = load_tokenizer(base)
+    if notice := ensure_chat_template(tokenizer):
+        click.echo(f"{base}: {notice}", err=True)
+    return tokenizer
 
 
 def versions() -> dict[str, str]:

@@ -12,12 +12,13 @@ from typing import Any
 
 from mergekit_av.domains import Domain
 from mergekit_av.files import write_whole
+from mergekit_av.markdown import table, text
 
 from .accuracy import Result, as_json
 from .answers import Answer
 from .calibration import Calibration, calibrate
 from .fluency import usable_range
-from .markdown import facts, plain, share, shares, table, yes
+from .markdown import facts, share, shares, yes
 from .plot import plot_sweep
 from .prompting import Cost
 from .sweep import Point
@@ -93,8 +94,8 @@ class Report:
         write_whole(folder / "report.md", self._markdown())
 
     def _csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(
             ["vector", "lambda", "usable", "prompt", "domain", "split", "records", "level",
              "accuracy", "accuracy_low", "accuracy_high",
@@ -119,7 +120,7 @@ class Report:
             for level, (result, _) in results.items():
                 if level is not None:
                     rows(result, None, 0, None, level)
-        return text.getvalue()
+        return lines.getvalue()
 
     def _json(self) -> dict[str, Any]:
         return {
@@ -274,7 +275,7 @@ class Report:
                 for value in _chosen(sweep)
             ]
             parts += [
-                f"**{plain(id)}**: {plain(query)}",
+                f"**{text(id)}**: {text(query)}",
                 table(["λ", "usable", "answer"], rows),
             ]
         return parts
@@ -295,11 +296,11 @@ def _range(sweep: Sweep) -> str:
     if sweep.usable_range is None:
         return "Usable range: not measured (`--generate 0`)."
     low, high = sweep.usable_range
-    text = f"**Usable range: λ from {low:g} to {high:g}.** "
+    says = f"**Usable range: λ from {low:g} to {high:g}.** "
     first, last = (sweep.points[i].lambdas[sweep.vector] for i in (0, -1))
     if (low, high) == (first, last):
-        return text + "The language held at every λ of the sweep."
-    return text + (
+        return says + "The language held at every λ of the sweep."
+    return says + (
         "Beyond it the answers are no longer language: less probable under the base, more "
         "repetitive, or more often without an end than the base's own by more than the guard "
         "allows (`mergekit_av.evaluation.fluency`)."
@@ -323,5 +324,5 @@ def _means(result: Result) -> str:
 
 
 def _answer(answer: Answer) -> str:
-    text = plain(answer.text) or "(nothing)"
-    return text if answer.ended else text + " …"
+    words = text(answer.text) or "(nothing)"
+    return words if answer.ended else words + " …"

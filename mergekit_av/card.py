@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from .base import DEFAULT_BASE, FINGERPRINT, ORIGIN, WHEEL
-from .card_parts import Kept, assemble, facts, fenced, recipe, table, text
+from .card_parts import Kept, assemble, recipe
 from .errors import AVError
+from .markdown import facts, fenced, table, text
 from .models import hub_name
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
         reached = "" if entry["lambda"] is not None else " (not dominant)"
         rows.append(
             (
-                f"{level}{reached}",
+                text(f"{level}{reached}"),
                 f"{entry['nearest']:g}",
                 f"{entry['validation']:.2f}",
                 f"{test['value']:.2f} ({test['low']:.2f}–{test['high']:.2f})",

@@ -1,8 +1,4 @@
-"""What model cards are made of: Markdown that nothing from elsewhere can break, and what a user wrote.
-
-Names, numbers and settings come from files that a stranger may have written. In a card they are text
-and nothing else: no markup, no second table column, no end of a code block.
-"""
+"""What model cards are made of: front matter, parts, and what a user wrote."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,13 +9,14 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from .markdown import fenced
+
 BEGIN = (
     "<!-- own words: what stands between these two lines is kept when the card is made again -->"
 )
 END = "<!-- end of own words -->"
 OWN_WORDS = re.compile(f"^{re.escape(BEGIN)}$(.*?)^{re.escape(END)}$", re.MULTILINE | re.DOTALL)
 LICENSE = ("license", "license_name", "license_link")
-MARKUP = re.compile(r"[\\`*\[\]|~<>#!&$]|(?<!\w)_|_(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -63,28 +60,6 @@ def assemble(front: ModelCardData, parts: Sequence[str], kept: Kept) -> str:
     words = "\n\n".join(filter(None, (BEGIN, kept.words, END)))
     body = "\n\n".join([*parts, words])
     return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n{body}\n"))
-
-
-def text(value: object) -> str:
-    """A value as plain words on one line."""
-    return MARKUP.sub(r"\\\g<0>", " ".join(str(value).split()))
-
-
-def fenced(code: str, language: str) -> str:
-    """A code block that its content cannot end."""
-    longest = max(map(len, re.findall("`+", code)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{code.rstrip()}\n{fence}"
-
-
-def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *([text(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def facts(rows: Mapping[str, object]) -> str:
-    """A table of names and values."""
-    return table(("", ""), list(rows.items()))
 
 
 def recipe(content: Mapping[str, Any]) -> str:

@@ -17,8 +17,9 @@ from huggingface_hub import ModelCardData
 
 from .base import DEFAULT_BASE
 from .card import PAPER, PROJECT, about_base, base_on_hub
-from .card_parts import Kept, assemble, fenced, table, text
+from .card_parts import Kept, assemble
 from .checkpoint import Checkpoint, fingerprint
+from .markdown import fenced, table, text
 from .models import hub_name
 from .recipe import COEFFICIENTS, METHOD
 from .vector import BaseIdentity
@@ -137,7 +138,7 @@ def _lambdas(recipe: Recipe) -> Iterator[tuple[str, str]]:
         scopes = [entry.get("parameters"), recipe.content.get("parameters")]
         found = [s[word] for s in scopes if s for word in COEFFICIENTS if word in s]
         value = found[0] if found else "see the recipe"
-        yield entry["model"], value if isinstance(value, str) else json.dumps(value)
+        yield text(entry["model"]), text(value if isinstance(value, str) else json.dumps(value))
 
 
 def _without_paths(content: Any) -> Any:

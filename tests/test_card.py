@@ -14,9 +14,10 @@ from test_hub import front_matter, recipe_of
 from mergekit_av import AlignmentVector, AVError, extract
 from mergekit_av.base import FINGERPRINT
 from mergekit_av.card import FIGURE, vector_card
-from mergekit_av.card_parts import BEGIN, END, Kept, facts, fenced, text
+from mergekit_av.card_parts import BEGIN, END, Kept
 from mergekit_av.hub import prepare
 from mergekit_av.license import license_of
+from mergekit_av.markdown import facts, fenced, text
 from mergekit_av.merged_card import RECIPE, merged_card, read_recipe
 from mergekit_av.vector import BaseIdentity, Metadata
 

@@ -111,7 +111,6 @@ def av_train(
         raise click.UsageError(f"--domain: {max(names, key=names.count)} is given twice")
 
     from mergekit_av.base import DEFAULT_BASE, base_or_default
-    from mergekit_av.hub import check_access
 
     from .arguments import training_arguments
     from .dpo import Job, check, train
@@ -146,6 +145,8 @@ def av_train(
     # Before hours go into the first, all must be able to end.
     in_main_process(lambda: [check(job) for job in jobs])
     if push_to_hub:
+        from mergekit_av.hub import check_access
+
         in_main_process(lambda: check_access(push_to_hub))
     in_main_process(lambda: base_or_default(base))
     for job in jobs:
