@@ -1,0 +1,104 @@
+"""Ways to train a vector, compared by what its usable range holds.
+
+Each variant is trained on each domain with each seed (av-train), swept (av-sweep), and gets a line
+of the table: the usable range, the best preference accuracy of each level within it, on validation
+records, which chose its λ, and on test records, and what the training cost. What is there from an
+earlier run is not done again.
+
+    python benchmarks/variants.py --variant paper --variant both-sft --domain medical
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from mergekit_av import AlignmentVector, load_domain
+
+SFT = ["--loss_type", "ipo", "sft", "--loss_weights", "1", "0.5"]
+VARIANTS = {
+    "paper": [],
+    "beta-0.25": ["--beta", "0.25"],
+    "beta-0.5": ["--beta", "0.5"],
+    "beta-1": ["--beta", "1"],
+    "sft": ["--beta", "0.25", *SFT],
+    "both": ["--beta", "0.25", "--lambdas", "1,-1"],
+    "both-sft": ["--beta", "0.25", "--lambdas", "1,-1", *SFT],
+    "spectrum-sft": ["--beta", "0.25", "--lambdas", "1,-0.5,-1", *SFT],
+}
+# One whole epoch for all: no variant is stopped by a loss that is not comparable.
+WHOLE = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+
+
+@click.command()
+@click.option("--variant", "variants", type=click.Choice(list(VARIANTS)), multiple=True,
+              help="By default all.")  # fmt: skip
+@click.option("--domain", "domains", multiple=True, default=("medical", "financial", "legal"),
+              show_default=True)  # fmt: skip
+@click.option("--seed", "seeds", type=int, multiple=True, default=(42, 43), show_default=True)
+@click.option("--lambda", "lambdas", default="-1.5,-1.25,-1,-0.75,-0.5,-0.25,0.25,0.5,0.75,1,1.25",
+              show_default=True)  # fmt: skip
+@click.option("--generate", default=8, show_default=True)
+@click.option("--max-records", type=int)
+@click.option("--base", help="By default the default base.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/variants"),
+              show_default=True)  # fmt: skip
+@click.option("--table-only", is_flag=True, help="Of what is there; train and sweep nothing.")
+def main(variants, domains, seeds, lambdas, generate, max_records, base, out, table_only):
+    """Print a Markdown table of variants, domains and seeds."""
+    on = ["--base", base] if base else []
+    runs = [
+        (variant, domain, seed, out / f"{variant}-{domain}-{seed}")
+        for variant in variants or VARIANTS
+        for domain in domains
+        for seed in seeds
+    ]
+    for variant, domain, seed, folder in runs:
+        vector, sweep = folder / "av", folder / "sweep"
+        if table_only:
+            continue
+        if not vector.exists():
+            command = ["av-train", "--domain", domain, "--out", vector, "--output_dir",
+                       folder / "run", "--overwrite", "--seed", seed, *WHOLE, *VARIANTS[variant]]  # fmt: skip
+            _run([*command, *on])
+        if not (sweep / "sweep.json").exists():
+            records = ["--max-records", max_records] if max_records else []
+            command = ["av-sweep", "--av", f"{domain}={vector}", f"--lambda={lambdas}",
+                       "--generate", generate, "--no-prompting", "--out", sweep, *records]  # fmt: skip
+            _run([*command, *on])
+    click.echo("\n| variant | domain | seed | usable range | " + " | ".join(
+        f"{level} (λ) validation / test" for level in load_domain(domains[0]).levels
+    ) + " | norm | minutes |")  # fmt: skip
+    click.echo("| " + " | ".join(["---"] * (4 + len(load_domain(domains[0]).levels) + 2)) + " |")
+    for variant, domain, seed, folder in runs:
+        if (folder / "sweep/sweep.json").exists():
+            _line(variant, domain, seed, folder)
+
+
+def _run(command: list) -> None:
+    words = [str(word) for word in command]
+    click.echo("$ " + shlex.join(words), err=True)
+    program = Path(sys.executable).with_name(words[0])
+    subprocess.run([program, *words[1:]], check=True, stdout=subprocess.DEVNULL)
+
+
+def _line(variant: str, domain: str, seed: int, folder: Path) -> None:
+    found = json.loads((folder / "sweep/sweep.json").read_text("utf-8"))["sweeps"][0]
+    metadata = AlignmentVector.open(folder / "av").metadata
+    low, high = found["usable_range"]
+    cells = [
+        f"{best['validation']:.2f} / {best['test']['value']:.2f} "
+        f"({best['test']['low']:.2f}–{best['test']['high']:.2f}) at {best['lambda']:g}"
+        for best in found["best_usable"].values()
+    ]
+    minutes = ((metadata.training or {}).get("seconds") or float("nan")) / 60
+    norm = metadata.statistics["norm"]
+    line = [variant, domain, seed, f"{low:g} … {high:g}", *cells, f"{norm:.2f}", f"{minutes:.0f}"]
+    click.echo("| " + " | ".join(map(str, line)) + " |")
+
+
+if __name__ == "__main__":
+    main()
