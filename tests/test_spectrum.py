@@ -56,17 +56,6 @@ def test_a_level_between_is_trained_at_its_own_lambda(tmp_path, base):
     assert ends[0][0] > ends[0][2] and ends[1][2] > ends[1][0]
 
 
-def test_one_lambda_is_plain_training(tmp_path, base):
-    domain = write_domain(tmp_path)
-    for out, options in (("plain", []), ("one", ["--lambdas", "1"])):
-        ended = av_train(
-            tmp_path, "--domain", domain, "--base", base, "--out", f"avs/{out}", *options
-        )
-        assert ended.code == 0, ended.err
-    assert contents(tmp_path / "avs/plain") == contents(tmp_path / "avs/one")
-    assert "lambdas" not in training(tmp_path / "avs/one")
-
-
 def test_a_killed_run_continues_to_the_same_vector(tmp_path, base, trained):
     command = ["--domain", write_domain(tmp_path), "--base", base, *BOTH]
     killed = av_train(tmp_path, *command, kill_at="write .*checkpoint-27/.*json")
