@@ -5,6 +5,7 @@ import click
 from mergekit_av.cli import CommandGroup
 
 from .cli_personas import personas
+from .cli_run import run
 from .cli_stages import queries, responses
 
 
@@ -13,5 +14,5 @@ def av_synth():
     """Make records with a language model: personas, their queries, a response per level."""
 
 
-for command in (personas, queries, responses):
+for command in (run, personas, queries, responses):
     av_synth.add_command(command)

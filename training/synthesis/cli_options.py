@@ -75,7 +75,8 @@ def announce(maker: "Maker", estimates: Mapping[str, "Estimate"]) -> None:
     """Say on stderr what stages will cost, and what the budget is."""
     usages = {stage: estimate.usage(maker) for stage, estimate in estimates.items()}
     for stage, usage in usages.items():
-        click.echo(f"{stage}: about {usage}", err=True)
+        if usage.calls:
+            click.echo(f"{stage}: about {usage}", err=True)
     spending = maker.client.spending
     total = sum(usages.values(), spending.before)
     if spending.budget:

@@ -1,5 +1,6 @@
 """`av-synth personas`: who asks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -7,7 +8,7 @@ import click
 from mergekit_av.cli import command
 
 from .cli_options import announce, conclude, maker_options
-from .cli_tree import tree_options
+from .cli_tree import SHAPE, tree_options
 
 
 @command
@@ -28,8 +29,14 @@ from .cli_tree import tree_options
     help="Create them with a model, from roots that are expanded again and again.",
 )
 @tree_options
+@click.option(
+    "--depth",
+    type=click.IntRange(min=0),
+    default=SHAPE.depth,
+    help="How often they are expanded in succession.",
+)
 @maker_options
-def personas(domain, out, source, sample, create, tree, plain, making):
+def personas(domain, out, source, sample, create, tree, depth, plain, making):
     """Begin a data set with the people who ask: sampled from elsewhere, created, or both in turn."""
     if bool(source) == create:
         raise click.UsageError("say where they come from: --from, or --create")
@@ -46,7 +53,7 @@ def personas(domain, out, source, sample, create, tree, plain, making):
         from .creation import Creation
 
         maker = making.maker(folder)
-        creation = Creation(maker, tree, plain=plain)
+        creation = Creation(maker, replace(tree, depth=depth), plain=plain)
         announce(maker, {CREATED: creation.estimate()})
         if making.dry_run:
             return
