@@ -262,8 +262,9 @@ def _change(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | N
     before = before or {}
     for key in [*now, *before]:
         # The same model may be at another address.
-        if key != "base_url" and before.get(key) != now.get(key):
-            return f"{key} ({before.get(key)!r}, not {now.get(key)!r})"
+        if key != "base_url" and (was := before.get(key)) != (is_now := now.get(key)):
+            telling = not key.startswith("prompt") and not isinstance(was, dict)
+            return f"{key} ({was!r}, not {is_now!r})" if telling else key
     return None
 
 
