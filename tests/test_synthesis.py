@@ -512,6 +512,7 @@ def test_an_endpoint_that_fails_leaves_what_is_done_and_can_go_on(run, chat, dat
     assert message in told
     done = len(lines(data / "responses.jsonl"))
     assert 0 < done < 12
+    assert json.loads((data / "spending.json").read_text("utf-8"))["responses"]["calls"] == done
     chat.faults = []
     asked = len(chat.requests)
     assert run(count=4).exit_code == 0

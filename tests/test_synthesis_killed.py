@@ -39,9 +39,9 @@ def complete(folder: Path, options: list[object]) -> Ended:
     return ended
 
 
-def wait_for(file: Path, count: int) -> None:
+def wait_for(file: Path, count: int, seconds: int = 60) -> None:
     """Until a file has so many lines."""
-    for _ in range(3000):
+    for _ in range(100 * seconds):
         if file.exists() and file.read_bytes().count(b"\n") >= count:
             return
         time.sleep(0.01)

@@ -7,7 +7,7 @@ import click
 
 from mergekit_av.cli import command
 
-from .cli_options import announce, conclude, maker_options
+from .cli_options import carry_out, maker_options
 from .cli_tree import SHAPE, tree_options
 
 
@@ -45,22 +45,23 @@ def personas(domain, out, source, sample, create, tree, depth, plain, making):
 
     from mergekit_av.domains import load_domain
 
-    from .folder import CREATED, SAMPLED, DataFolder
+    from .folder import CREATED, DataFolder
 
     chosen = load_domain(domain)
     folder = DataFolder.begin(out or Path("data") / chosen.name, chosen)
-    if create:
-        from .creation import Creation
-
-        maker = making.maker(folder)
-        creation = Creation(maker, replace(tree, depth=depth), plain=plain)
-        announce(maker, {CREATED: creation.estimate()})
-        if making.dry_run:
-            return
-        count = creation.make()
-        conclude(folder, {CREATED: f"{folder.path}: {count:,} personas created"})
-    else:
+    if source:
         from .sampling import sample as draw
 
         count = draw(folder, source, sample, making.seed, making.restart)
-        conclude(folder, {SAMPLED: f"{folder.path}: {count:,} personas of {source}"})
+        click.echo(f"{folder.path}: {count:,} personas of {source}")
+        return
+
+    from .creation import Creation
+
+    maker = making.maker(folder)
+    creation = Creation(maker, replace(tree, depth=depth), plain=plain)
+
+    def make():
+        return {CREATED: f"{folder.path}: {creation.make():,} personas created"}
+
+    carry_out(maker, {CREATED: creation.estimate()}, make, making.dry_run)

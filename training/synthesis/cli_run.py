@@ -6,7 +6,7 @@ import click
 
 from mergekit_av.cli import command
 
-from .cli_options import announce, conclude, maker_options
+from .cli_options import carry_out, maker_options
 from .cli_tree import tree_options
 
 
@@ -52,14 +52,10 @@ def run(domain, count, out, source, tree, plain, making, push_to_hub, private):
     if source:
         sample(folder, source, count, maker.seed, maker.restart)
     pipeline = Pipeline(maker, count, tree, plain)
-    announce(maker, pipeline.estimates())
-    if making.dry_run:
-        return
-    if push_to_hub:
+    if push_to_hub and not making.dry_run:
         from mergekit_av.hub import check_access, push
 
         check_access(push_to_hub, repo_type="dataset")
-    results = pipeline.make()
-    conclude(folder, results)
-    if push_to_hub:
+    carry_out(maker, pipeline.estimates(), pipeline.make, making.dry_run)
+    if push_to_hub and not making.dry_run:
         click.echo(push(folder.path, push_to_hub, private=private or None))
