@@ -1,0 +1,44 @@
+"""`av-synth queries` and `av-synth responses`: what is asked, and what is answered."""
+
+import click
+
+from mergekit_av.cli import command
+
+from .cli_options import carry_out, folder_argument, maker_options
+
+
+@command
+@folder_argument
+@click.option("--count", type=click.IntRange(min=1), help="No more than so many in all.")
+@maker_options
+def queries(folder, count, making):
+    """Make the query of each persona in FOLDER that has none."""
+    from .asking import Asking
+    from .folder import QUERIES, DataFolder
+
+    data = DataFolder(folder)
+    maker = making.maker(data)
+    stage = Asking(maker, count)
+
+    def make():
+        return {QUERIES: f"{folder}: {stage.make():,} queries"}
+
+    carry_out(maker, {QUERIES: stage.estimate()}, make, making.dry_run)
+
+
+@command
+@folder_argument
+@maker_options
+def responses(folder, making):
+    """Make the response to each query in FOLDER at each level that is missing."""
+    from .answering import Answering
+    from .folder import RESPONSES, DataFolder
+
+    data = DataFolder(folder)
+    maker = making.maker(data)
+    stage = Answering(maker)
+
+    def make():
+        return {RESPONSES: f"{folder}: {stage.make():,} responses"}
+
+    carry_out(maker, {RESPONSES: stage.estimate()}, make, making.dry_run)
