@@ -14,6 +14,7 @@ _EXPORTS = {
     "Domain": "domains",
     "Knobs": "knobs",
     "Record": "records",
+    "export_lora": "lora",
     "extract": "extraction",
     "load_domain": "domains",
     "load_records": "records",

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -280,9 +281,15 @@ class CheckpointWriter:
 
     Args:
         tensors: name → (shape, dtype) of all that will be written, in the order of writing.
+        file: write one file of this name, however large; without it model.safetensors or shards.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]):
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        file: str | None = None,
+    ):
         infos = {
             n: TensorInfo(Path(), tuple(shape), dtype) for n, (shape, dtype) in tensors.items()
         }
@@ -291,8 +298,8 @@ class CheckpointWriter:
             infos,
             get_storage_size=lambda info: info.nbytes,
             get_storage_id=lambda info: None,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=MAX_SHARD_SIZE,
+            filename_pattern=(file or SINGLE).replace(".", "{suffix}.", 1),
+            max_shard_size=sys.maxsize if file else MAX_SHARD_SIZE,
         )
         # (file, names) in the order in which names are written
         self._files = [(f, names) for f, names in self._plan.filename_to_tensors.items()]
@@ -303,8 +310,9 @@ class CheckpointWriter:
     def names(self) -> Iterator[str]:
         """The tensors in the order in which their blocks must be given to `write`."""
         for filename, names in self._files:
-            with open(self._folder / filename, "wb") as self._file:
-                self._file.write(self._header(names))
+            # Unbuffered: a buffer would try to write what failed once more when it is closed.
+            with open(self._folder / filename, "wb", buffering=0) as self._file:
+                self._put(self._header(names))
                 yield from names
         if self._plan.is_sharded:
             index = {"metadata": self._plan.metadata, "weight_map": self._plan.tensor_to_filename}
@@ -312,7 +320,12 @@ class CheckpointWriter:
             (self._folder / INDEX).write_text(text, "utf-8")
 
     def write(self, block: torch.Tensor) -> None:
-        self._file.write(block.contiguous().view(torch.uint8).numpy().data)
+        self._put(block.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+
+    def _put(self, content: bytes | memoryview) -> None:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def _header(self, names: list[str]) -> bytes:
         header, offset = {"__metadata__": {"format": "pt"}}, 0
