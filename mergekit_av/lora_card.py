@@ -9,7 +9,8 @@ from huggingface_hub import ModelCardData
 
 from .base import DEFAULT_BASE, FINGERPRINT
 from .card import PAPER, PROJECT, TAGS, about_base, base_on_hub
-from .card_parts import Kept, assemble, facts, fenced, table, text
+from .card_parts import Kept, assemble
+from .markdown import facts, fenced, table, text
 
 if TYPE_CHECKING:
     from .lora import LoraExport
@@ -86,7 +87,8 @@ llama-server -m BASE.gguf --lora-scaled av.gguf:-0.5
 
 def _loss(export: "LoraExport") -> str:
     rows = [
-        (part.kind, part.tensors, f"{part.share:.2%}", f"{part.kept:.1%}") for part in export.parts
+        (text(part.kind), str(part.tensors), f"{part.share:.2%}", f"{part.kept:.1%}")
+        for part in export.parts
     ]
     ranks = ", ".join(f"{rank}: {share:.1%}" for rank, share in export.kept_at.items())
     return "\n\n".join(

@@ -8,9 +8,10 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from mergekit_av.card_parts import Kept, assemble, facts, fenced, table, text
+from mergekit_av.card_parts import Kept, assemble
 from mergekit_av.errors import AVError
 from mergekit_av.files import write_whole
+from mergekit_av.markdown import facts, fenced, table, text
 from mergekit_av.records import RECORDS
 
 from .folder import DataFolder
@@ -59,7 +60,7 @@ def card(
         **kept.license,
     )
     levels = [
-        (level, definition, *_words(row["responses"][level] for row in rows))
+        (text(level), text(definition), *_words(row["responses"][level] for row in rows))
         for level, definition in domain.levels.items()
     ]
     parts = [
