@@ -112,27 +112,41 @@ def require_splits(records: Iterable[Record], *splits: str, source: str) -> None
             )
 
 
+def read_row(
+    row: Any, domain: Domain, where: str
+) -> tuple[str | tuple[Message, ...], dict[str, str]]:
+    """Prompt and responses by level, best first, of a row in any of the formats.
+
+    Args:
+        where: the row stands, for the error.
+
+    Raises:
+        AVError: the row is in none of the formats, lacks something, or is of another domain.
+    """
+    if not isinstance(row, dict):
+        raise AVError(f"{where}: a record must be an object, not {type(row).__name__}")
+    levels = list(domain.levels)
+    if "responses" in row:
+        prompt, texts = _read_record(row, levels, where)
+    elif "chosen" in row or "rejected" in row:
+        prompt, texts = _read_preference(row, levels, where)
+    elif "response_0" in row:
+        prompt, texts = _read_safe_rlhf(row, levels, where)
+    else:
+        raise AVError(
+            f"{where}: neither `responses` (our records) nor `chosen` and `rejected` (TRL's)"
+        )
+    if row.get("domain") not in (None, domain.name):
+        raise AVError(f"{where}: `domain` is {row['domain']!r}, not {domain.name!r}")
+    return prompt, dict(zip(levels, texts, strict=True))
+
+
 class _Draft:
     """A row on its way to a record: read and checked, not yet in a split."""
 
     def __init__(self, row: Any, domain: Domain, where: str, part: str | None):
-        if not isinstance(row, dict):
-            raise AVError(f"{where}: a record must be an object, not {type(row).__name__}")
+        self.prompt, self.responses = read_row(row, domain, where)
         self.repeat, self.section = 0, ""
-        levels = list(domain.levels)
-        if "responses" in row:
-            self.prompt, texts = _read_record(row, levels, where)
-        elif "chosen" in row or "rejected" in row:
-            self.prompt, texts = _read_preference(row, levels, where)
-        elif "response_0" in row:
-            self.prompt, texts = _read_safe_rlhf(row, levels, where)
-        else:
-            raise AVError(
-                f"{where}: neither `responses` (our records) nor `chosen` and `rejected` (TRL's)"
-            )
-        self.responses = dict(zip(levels, texts, strict=True))
-        if row.get("domain") not in (None, domain.name):
-            raise AVError(f"{where}: `domain` is {row['domain']!r}, not {domain.name!r}")
         split = row.get("split")
         if split not in (None, *SPLITS):
             raise AVError(f"{where}: `split` is {split!r}, not one of {', '.join(SPLITS)}")
@@ -255,14 +269,19 @@ def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None, str
     """
     path = Path(source)
     if path.is_file():
-        yield from ((where, row, None, "") for where, row in _file_rows(path))
+        yield from ((where, row, None, "") for where, row in file_rows(path))
     elif path.suffix in (".jsonl", ".json", ".parquet") or not HUB_DATASET.fullmatch(str(source)):
         raise AVError(f"there is no record file {path}; a Hub dataset id is owner/name")
     else:
         yield from _hub_rows(str(source))
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each row of a .jsonl, .json or .parquet file after where it stands.
+
+    Raises:
+        AVError: the file cannot be read as what its name says.
+    """
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
