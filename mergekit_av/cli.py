@@ -11,7 +11,7 @@ import click
 from .errors import AVError
 
 
-class _Command(click.Command):
+class _OneLine(click.Command):
     """A command whose usage errors are one line as well, without click's lines of usage above."""
 
     def make_context(self, *args, **kwargs):
@@ -23,10 +23,16 @@ class _Command(click.Command):
             return super().invoke(ctx)
 
 
+class CommandGroup(_OneLine, click.Group):
+    """A command that has only subcommands."""
+
+
 @contextlib.contextmanager
 def _usage_errors_in_one_line() -> Iterator[None]:
     try:
         yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
     except click.UsageError as error:
         # click shows the usage of the context that an error has: this one has none.
         raise click.UsageError(" ".join(error.format_message().split())) from error
@@ -50,7 +56,7 @@ def command(function: Callable) -> click.Command:
             sys.exit(130)
 
     name = function.__name__.replace("_", "-")
-    return click.command(name, cls=_Command, context_settings={"show_default": True})(run)
+    return click.command(name, cls=_OneLine, context_settings={"show_default": True})(run)
 
 
 overwrite_option = click.option(

@@ -10,6 +10,8 @@ A domain file is YAML:
       cold: curt and distant
     prompts:                   # optional: what asks a model for a level in words
       cold: Answer curtly and keep your distance.
+    words:                     # optional: for the prompts of av-synth
+      domain_expert: a good host
     records: tone.jsonl        # beside this file, or a Hub dataset id
 """
 
@@ -36,6 +38,9 @@ class Domain:
         prompts: level → the instruction that asks for it, put before a query; may be empty.
         records: a file (absolute), or a Hub dataset id, or None where the user must bring them.
         split: where set, the split of every record that names none.
+        words: placeholder → what stands for it in the prompts that synthesis asks with:
+            `domain_lingo` (what the field is called), `domain_expert` (whom one would consult),
+            `solution_lingo` (what one gets there), and any others that one's own prompts use.
     """
 
     name: str
@@ -44,6 +49,21 @@ class Domain:
     prompts: dict[str, str] = field(default_factory=dict)
     records: str | None = None
     split: str | None = None
+    words: dict[str, str] = field(default_factory=dict)
+
+    def to_yaml(self, records: str | None) -> str:
+        """The content of a domain file that says the same, but for where its records are."""
+        content = {
+            "name": self.name,
+            "description": self.description,
+            "levels": self.levels,
+            "prompts": self.prompts,
+            "words": self.words,
+            "records": records,
+            "split": self.split,
+        }
+        said = {key: value for key, value in content.items() if value}
+        return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
 
 
 def built_in_domains() -> list[str]:
@@ -95,6 +115,7 @@ def _checked(path: Path, content: object) -> Domain:
         prompts=_prompts(path, content.get("prompts"), levels),
         records=_source(path, content.get("records")),
         split=split,
+        words=_words(path, content.get("words")),
     )
 
 
@@ -128,6 +149,19 @@ def _prompts(path: Path, prompts: object, levels: dict[str, str]) -> dict[str, s
         if not isinstance(text, str) or not text.strip():
             raise AVError(f"{path}: the prompt of {level!r} must be text, not {text!r}")
     return {level: prompts[level] for level in levels if level in prompts}
+
+
+def _words(path: Path, words: object) -> dict[str, str]:
+    if words is None:
+        return {}
+    if not isinstance(words, dict):
+        raise AVError(f"{path}: `words` must map placeholders to what stands for them")
+    for name, text in words.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise AVError(f"{path}: `words` has {name!r}, which is no name for a placeholder")
+        if not isinstance(text, str) or not text.strip():
+            raise AVError(f"{path}: the word {name!r} must be text, not {text!r}")
+    return dict(words)
 
 
 def _source(path: Path, records: str | None) -> str | None:

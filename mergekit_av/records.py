@@ -28,6 +28,9 @@ VALIDATION_SHARE = 0.03
 # 3 % of a small set says nothing: so many records of the first ones validate in any case.
 MIN_VALIDATION = 16
 
+# The records in a folder that av-synth made.
+RECORDS = "records.jsonl"
+
 Message = dict[str, str]
 
 
@@ -62,8 +65,8 @@ def load_records(domain: Domain, source: str | os.PathLike | None = None) -> lis
     """All records of a domain, each in its split.
 
     Args:
-        source: instead of the domain's own records: a .jsonl, .json or .parquet file, or a Hub
-            dataset id. Rows are our records (`query`, `responses` by level), TRL's preferences
+        source: instead of the domain's own records: a .jsonl, .json or .parquet file, a folder of
+            av-synth, or a Hub dataset id. Rows are our records (`query`, `responses` by level), TRL's preferences
             (`prompt`, `chosen`, `rejected`; text or messages) or PKU-SafeRLHF's.
 
     A record's own `split` is honoured. Without one, the test share is drawn by a hash of the id
@@ -97,7 +100,7 @@ def load_records(domain: Domain, source: str | os.PathLike | None = None) -> lis
 def dataset_of(domain: Domain, source: str | os.PathLike | None = None) -> str | None:
     """The Hub id of the dataset that `load_records` reads; None where it reads a file."""
     name = str(source or domain.records or "")
-    is_id = HUB_DATASET.fullmatch(name) and not Path(name).is_file()
+    is_id = HUB_DATASET.fullmatch(name) and not Path(name).exists()
     return name.partition("@")[0] if is_id else None
 
 
@@ -268,6 +271,10 @@ def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None, str
         which ids are unique: a split of a Hub dataset.
     """
     path = Path(source)
+    if path.is_dir():
+        path = path / RECORDS
+        if not path.is_file():
+            raise AVError(f"{source} has no {RECORDS}: make it with av-synth clean {source}")
     if path.is_file():
         yield from ((where, row, None, "") for where, row in file_rows(path))
     elif path.suffix in (".jsonl", ".json", ".parquet") or not HUB_DATASET.fullmatch(str(source)):
@@ -277,10 +284,10 @@ def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None, str
 
 
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row of a .jsonl, .json or .parquet file after where it stands.
+    """Each row of a .jsonl, .json or .parquet file, as it is, and where it is.
 
     Raises:
-        AVError: the file cannot be read as what its name says.
+        AVError: naming file and line that cannot be read.
     """
     if path.suffix == ".parquet":
         import pyarrow

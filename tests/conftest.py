@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_server import ChatServer
 from hub_client import TOKEN, Client, connect
 from hub_server import HubServer, User
 from safetensors.torch import load_file, save_file
@@ -143,6 +144,19 @@ def vectors(base, tmp_path_factory) -> dict[str, Path]:
         model = perturb(base, folder / f"{name}-aligned", seed=seed)
         made[name] = extract(base, model, folder / name).folder
     return made
+
+
+@pytest.fixture(scope="session")
+def _chat():
+    with ChatServer() as server:
+        yield server
+
+
+@pytest.fixture
+def chat(_chat):
+    """A chat-completions endpoint that does what the test says."""
+    _chat.clear()
+    return _chat
 
 
 @pytest.fixture(scope="session")

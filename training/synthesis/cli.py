@@ -1,0 +1,17 @@
+"""`av-synth`: records for a domain of one's own, or more of them."""
+
+import click
+
+from mergekit_av.cli import CommandGroup
+
+from .cli_personas import personas
+from .cli_stages import queries, responses
+
+
+@click.group("av-synth", cls=CommandGroup)
+def av_synth():
+    """Make records with a language model: personas, their queries, a response per level."""
+
+
+for command in (personas, queries, responses):
+    av_synth.add_command(command)

@@ -1,0 +1,92 @@
+"""Options of the stages that ask a model, and what they say before they begin and when they end."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergekit_av.cli_completions import ClientOptions, completion_options
+
+if TYPE_CHECKING:
+    from .folder import DataFolder
+    from .maker import Estimate, Maker
+
+folder_argument = click.argument("folder", type=click.Path(path_type=Path))
+seed_option = click.option("--seed", type=int, default=0, help="Of all that is drawn.")
+restart_option = click.option(
+    "--restart", is_flag=True,
+    help="Start a stage over whose settings have changed; what it made is kept in FOLDER/old.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MakerOptions:
+    """What the options say."""
+
+    client: ClientOptions
+    seed: int
+    temperature: float
+    max_tokens: int | None
+    restart: bool
+    dry_run: bool
+
+    def maker(self, folder: "DataFolder") -> "Maker":
+        """The model that is named, or else the one with which the folder was made so far.
+
+        Raises:
+            AVError: see `ClientOptions.client`.
+        """
+        from mergekit_av.spending import Usage
+
+        from .maker import Maker
+
+        options = self.client.or_else(folder.made_with("model"), folder.made_with("base_url"))
+        before = sum(folder.spending().values(), Usage())
+        client = options.client(before, temperature=self.temperature)
+        return Maker(folder, client, self.seed, self.restart, self.max_tokens)
+
+
+def maker_options(function: Callable) -> Callable:
+    """The options; the command gets them as one argument, `making`, a MakerOptions."""
+
+    @completion_options()
+    @seed_option
+    @click.option("--temperature", type=click.FloatRange(min=0), default=1.0, help="Of sampling.")
+    @click.option(
+        "--max-tokens", type=click.IntRange(min=1),
+        help="The most an answer may have, with what a model thinks.  [default: by what is asked]",
+    )  # fmt: skip
+    @restart_option
+    @click.option(
+        "--dry-run", is_flag=True, help="Make the folder, say what it will cost, ask nothing."
+    )
+    @functools.wraps(function)
+    def run(*args, client_options, seed, temperature, max_tokens, restart, dry_run, **options: Any):
+        making = MakerOptions(client_options, seed, temperature, max_tokens, restart, dry_run)
+        return function(*args, making=making, **options)
+
+    return run
+
+
+def announce(maker: "Maker", estimates: Mapping[str, "Estimate"]) -> None:
+    """Say on stderr what stages will cost, and what the budget is."""
+    usages = {stage: estimate.usage(maker) for stage, estimate in estimates.items()}
+    for stage, usage in usages.items():
+        click.echo(f"{stage}: about {usage}", err=True)
+    spending = maker.client.spending
+    total = sum(usages.values(), spending.before)
+    if spending.budget:
+        click.echo(f"of a budget of {spending.budget}, {spending.before} so far", err=True)
+        if not spending.budget.covers(total):
+            click.echo("WARNING: the budget will not be enough for all of it", err=True)
+
+
+def conclude(folder: "DataFolder", results: Mapping[str, str]) -> None:
+    """Say on stdout what is there, and what each stage has cost so far."""
+    folder.keep_spending()
+    spent = folder.spending()
+    for stage, result in results.items():
+        click.echo(f"{result}; {spent[stage]}" if stage in spent else result)

@@ -1,0 +1,59 @@
+"""`av-synth personas`: who asks."""
+
+from pathlib import Path
+
+import click
+
+from mergekit_av.cli import command
+
+from .cli_options import announce, conclude, maker_options
+from .cli_tree import tree_options
+
+
+@command
+@click.option("--domain", required=True, metavar="NAME|FILE.yml", help="What they ask about.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write.  [default: data/DOMAIN]"
+)
+@click.option(
+    "--from",
+    "source",
+    metavar="FILE|ID",
+    help="Sample them from a file (.txt with one a line, or rows with `persona`), a Hub dataset, or personahub.",
+)
+@click.option("--sample", type=click.IntRange(min=1), help="With --from: so many.  [default: all]")
+@click.option(
+    "--create",
+    is_flag=True,
+    help="Create them with a model, from roots that are expanded again and again.",
+)
+@tree_options
+@maker_options
+def personas(domain, out, source, sample, create, tree, plain, making):
+    """Begin a data set with the people who ask: sampled from elsewhere, created, or both in turn."""
+    if bool(source) == create:
+        raise click.UsageError("say where they come from: --from, or --create")
+    if sample and create:
+        raise click.UsageError("--sample goes with --from")
+
+    from mergekit_av.domains import load_domain
+
+    from .folder import CREATED, SAMPLED, DataFolder
+
+    chosen = load_domain(domain)
+    folder = DataFolder.begin(out or Path("data") / chosen.name, chosen)
+    if create:
+        from .creation import Creation
+
+        maker = making.maker(folder)
+        creation = Creation(maker, tree, plain=plain)
+        announce(maker, {CREATED: creation.estimate()})
+        if making.dry_run:
+            return
+        count = creation.make()
+        conclude(folder, {CREATED: f"{folder.path}: {count:,} personas created"})
+    else:
+        from .sampling import sample as draw
+
+        count = draw(folder, source, sample, making.seed, making.restart)
+        conclude(folder, {SAMPLED: f"{folder.path}: {count:,} personas of {source}"})

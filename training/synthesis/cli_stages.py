@@ -1,0 +1,40 @@
+"""`av-synth queries` and `av-synth responses`: what is asked, and what is answered."""
+
+import click
+
+from mergekit_av.cli import command
+
+from .cli_options import announce, conclude, folder_argument, maker_options
+
+
+@command
+@folder_argument
+@click.option("--count", type=click.IntRange(min=1), help="No more than so many in all.")
+@maker_options
+def queries(folder, count, making):
+    """Make the query of each persona in FOLDER that has none."""
+    from .asking import Asking
+    from .folder import QUERIES, DataFolder
+
+    data = DataFolder(folder)
+    maker = making.maker(data)
+    stage = Asking(maker, count)
+    announce(maker, {QUERIES: stage.estimate()})
+    if not making.dry_run:
+        conclude(data, {QUERIES: f"{folder}: {stage.make():,} queries"})
+
+
+@command
+@folder_argument
+@maker_options
+def responses(folder, making):
+    """Make the response to each query in FOLDER at each level that is missing."""
+    from .answering import Answering
+    from .folder import RESPONSES, DataFolder
+
+    data = DataFolder(folder)
+    maker = making.maker(data)
+    stage = Answering(maker)
+    announce(maker, {RESPONSES: stage.estimate()})
+    if not making.dry_run:
+        conclude(data, {RESPONSES: f"{folder}: {stage.make():,} responses"})

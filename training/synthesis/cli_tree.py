@@ -1,0 +1,33 @@
+"""Options for the tree in which personas are created."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .tree import Tree
+
+SHAPE = Tree()
+
+
+def tree_options(function: Callable) -> Callable:
+    """The options; the command gets them as `tree`, a Tree, and `plain`."""
+    many = click.IntRange(min=1)
+
+    @click.option("--roots", type=many, default=SHAPE.roots, help="Personas to start from.")
+    @click.option("--children", type=many, default=SHAPE.children, help="Relations of each.")
+    @click.option(
+        "--depth", type=click.IntRange(min=0), default=SHAPE.depth, help="How often in succession."
+    )
+    @click.option("--rounds", type=many, default=SHAPE.rounds, help="So often, from other roots.")
+    @click.option(
+        "--plain",
+        is_flag=True,
+        help="Ask for lines of text instead of JSON, for models that keep to no schema.",
+    )
+    @functools.wraps(function)
+    def run(*args: Any, roots, children, depth, rounds, **options: Any):
+        return function(*args, tree=Tree(roots, children, depth, rounds), **options)
+
+    return run
