@@ -157,16 +157,16 @@ def table(results: Sequence[Result]) -> str:
                     else "",
                     level,
                     f"{share.value:.2f}",
-                    _interval(share),
+                    interval(share),
                     f"{mean.value:.2f}",
-                    _interval(mean),
+                    interval(mean),
                     "dominant" if level == result.dominant else "",
                 )
             )
     return aligned(rows)
 
 
-def _interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
     return f"{estimate.low:.2f} … {estimate.high:.2f}" if math.isfinite(estimate.low) else ""
 
 

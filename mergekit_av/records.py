@@ -57,8 +57,13 @@ class Record:
 
     @property
     def query(self) -> str:
-        """What was asked last: the text, or the conversation's last message."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+        """What was asked last."""
+        return query_of(self.prompt)
+
+
+def query_of(prompt: str | tuple[Message, ...]) -> str:
+    """What a prompt asks last: the text, or the conversation's last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def load_records(domain: Domain, source: str | os.PathLike | None = None) -> list[Record]:

@@ -81,7 +81,7 @@ def test_every_module_and_data_file_is_installed(bare):
     for source in SOURCES:
         target = package if source == "mergekit_av" else package / source
         for file in (REPOSITORY / source).rglob("*"):
-            if file.suffix in (".py", ".yml", ".jsonl", ".md"):
+            if file.suffix in (".py", ".yml", ".jsonl", ".md", ".txt"):
                 assert (target / file.relative_to(REPOSITORY / source)).is_file(), file
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mergekit_av.errors import AVError
 from mergekit_av.journal import Journal, read_journal
@@ -86,16 +87,17 @@ class Annotations:
         chosen: item's id → level; the latest choice last.
 
     Raises:
-        AVError: see `Journal`.
+        AVError: see `Journal`; the file is none of annotations.
     """
 
     def __init__(self, folder: Path, annotator: str):
         self._journal = Journal(annotations_file(folder, annotator))
-        self.chosen = {choice.item: choice.chosen for choice in _choices(self._journal.entries)}
+        choices = _choices(self._journal.file, self._journal.entries)
+        self.chosen = {choice.item: choice.chosen for choice in choices}
 
     def choose(self, choices: Sequence[tuple[Item, str]]) -> None:
         """Keep the levels of some items."""
-        self._append([(item, level) for item, level in choices])
+        self._append(choices)
         for item, level in choices:
             self.chosen.pop(item.id, None)
             self.chosen[item.id] = level
@@ -139,20 +141,19 @@ def read_annotations(folder: Path) -> dict[str, list[Choice]]:
     Raises:
         AVError: a file is none of annotations.
     """
-    found = {
-        file.stem: _choices(read_journal(file)) for file in sorted(Path(folder).glob("*.jsonl"))
-    }
+    files = sorted(Path(folder).glob("*.jsonl"))
+    found = {file.stem: _choices(file, read_journal(file)) for file in files}
     return {annotator: choices for annotator, choices in found.items() if choices}
 
 
-def _choices(entries: Sequence[dict]) -> list[Choice]:
+def _choices(file: Path, entries: Sequence[dict[str, Any]]) -> list[Choice]:
     """The latest choice of each item, the latest one last."""
     latest: dict[str, Choice] = {}
     for number, entry in enumerate(entries, 1):
         try:
             choice = Choice(entry["item"], entry["intended"], entry["chosen"])
-        except KeyError as error:
-            raise AVError(f"line {number} of an annotator's file lacks {error}") from None
+        except KeyError:
+            raise AVError(f"{file}, line {number} is no annotation: remove the line") from None
         latest.pop(choice.item, None)
         if choice.chosen is not None:
             latest[choice.item] = choice

@@ -4,6 +4,8 @@ import click
 
 from mergekit_av.cli import CommandGroup
 
+from .cli_agreement import agreement
+from .cli_annotate import annotate
 from .cli_personas import personas
 from .cli_stages import queries, responses
 
@@ -13,5 +15,5 @@ def av_synth():
     """Make records with a language model: personas, their queries, a response per level."""
 
 
-for command in (personas, queries, responses):
+for command in (personas, queries, responses, annotate, agreement):
     av_synth.add_command(command)

@@ -1,7 +1,6 @@
 """Texts in another language than the wanted one."""
 
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mergekit_av.errors import AVError
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 FOREIGN = 0.005
 # A few words can be in any language: "See a doctor." is Maori to a detector.
 MIN_CHARACTERS = 40
+# What is quoted may be in any language: an answer may be how to say something in Polish.
+QUOTED = re.compile(r"(?<!\w)['\"“„‘‚«].+?['\"”“’‘»](?!\w)", re.DOTALL)
 # Japanese says as much in fewer characters.
 WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -34,8 +35,8 @@ class Foreign:
         from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
 
         try:
-            iso = IsoCode639_1[code.upper()]
-        except KeyError:
+            iso = IsoCode639_1.from_str(code)
+        except ValueError:
             raise AVError(
                 f"no language {code!r} is known: pass a code of ISO 639-1, e.g. en, de or zh"
             ) from None
@@ -47,15 +48,18 @@ class Foreign:
 
     def find(self, text: str) -> str | None:
         """The language of the first paragraph that is not in the wanted one; None if all are."""
-        for paragraph in _paragraphs(text):
-            if self._detector.compute_language_confidence(paragraph, self._wanted) < FOREIGN:
-                found = self._detector.detect_language_of(paragraph)
-                if found not in (None, self._wanted):
-                    return found.name.capitalize()
+        for paragraph in re.split(r"\n\s*\n", text):
+            if self._is_foreign(paragraph):
+                unquoted = QUOTED.sub(" ", paragraph)
+                if _length(unquoted) < MIN_CHARACTERS or self._is_foreign(unquoted):
+                    found = self._detector.detect_language_of(paragraph)
+                    return found.name.capitalize() if found else "no known language"
         return None
 
+    def _is_foreign(self, text: str) -> bool:
+        confidence = self._detector.compute_language_confidence
+        return _length(text) >= MIN_CHARACTERS and confidence(text, self._wanted) < FOREIGN
 
-def _paragraphs(text: str) -> Iterable[str]:
-    for paragraph in re.split(r"\n\s*\n", text):
-        if len(paragraph) + 3 * len(WIDE.findall(paragraph)) >= MIN_CHARACTERS:
-            yield paragraph
+
+def _length(text: str) -> int:
+    return len(text.strip()) + 3 * len(WIDE.findall(text))

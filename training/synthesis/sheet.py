@@ -77,16 +77,16 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError as error:
         raise AVError(f"{file} is not UTF-8: save the sheet as CSV in UTF-8") from error
     head = text.partition("\n")[0]
-    delimiter = max(DELIMITERS, key=lambda mark: len(head.split(LEVEL)[0].split(mark)))
+    delimiter = max(DELIMITERS, key=head.partition(LEVEL)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        names = [name.split()[0] if name.split() else "" for name in next(reader, [])]
+        names = [(name.split() or [""])[0] for name in next(reader, [])]
         if not {ITEM, LEVEL} <= set(names):
             raise AVError(f"{file} has no columns {ITEM!r} and {LEVEL!r}: it is no sheet of ours")
+        # A row may have fewer cells than the head.
+        blank = dict.fromkeys(names, "")
         return [
-            (reader.line_num, {name: "", **dict(zip(names, cells, strict=False))})
-            for cells in reader
-            for name in (LEVEL,)
+            (reader.line_num, {**blank, **dict(zip(names, row, strict=False))}) for row in reader
         ]
     except csv.Error as error:
         raise AVError(f"{file} is not readable CSV: {error}") from error

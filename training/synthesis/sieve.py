@@ -5,8 +5,8 @@ instructions for responses ask for (free text; no refusal but where the level is
 not tell the level).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,38 +16,16 @@ from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 
 from . import duplicates
+from .candidates import Candidate
 from .cut_off import is_cut_off
 from .form import wrong_form
 from .language import Foreign
 from .lengths import Lengths, balance, measure
 from .refusals import asks_for_refusal, is_refusal
 
-QUERY = "query"  # beside the levels, the name of a candidate's part
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What may become a record.
-
-    Attributes:
-        id: or where it stands, where it has none.
-        responses: level → text; those that there are.
-        cut: its parts, `query` or a level, that the model which wrote them did not end.
-        fault: what makes a record of it impossible, in words.
-        row: as it is written once it is found clean.
-    """
-
-    id: str
-    query: str
-    responses: Mapping[str, str]
-    row: Mapping[str, Any]
-    cut: frozenset[str] = frozenset()
-    fault: str | None = None
-
-    def parts(self) -> Iterator[tuple[str, str]]:
-        """Name and text of the query and each response."""
-        yield QUERY, self.query
-        yield from self.responses.items()
+LENGTH = "length"  # the step that balances lengths
+# Position → reason, of those that a step drops.
+Found = dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -55,15 +33,15 @@ class Rules:
     """What is asked of records.
 
     Attributes:
+        refusals: the levels at which a refusal is right.
         language: of all texts, ISO 639-1.
         similarity: of two queries from which one is dropped; see `duplicates`.
-        refusals: the levels at which a refusal is right.
         balance: whether to drop records until lengths do not tell the level.
     """
 
-    language: str
-    similarity: float
     refusals: frozenset[str]
+    language: str = "en"
+    similarity: float = duplicates.SIMILARITY
     balance: bool = False
 
     @classmethod
@@ -85,9 +63,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A record that is left out: at which step, and why."""
+    """A candidate that is left out: at which step, and why."""
 
-    id: str
+    candidate: Candidate
     step: str
     reason: str
 
@@ -112,10 +90,10 @@ class Cleaned:
     steps: dict[str, int]
     lengths: Lengths
     balanced: Lengths | None
-    refusing: dict[str, float] = field(default_factory=dict)
+    refusing: dict[str, float]
 
 
-def clean(candidates: Sequence[Candidate], domain: Domain, rules: Rules) -> Cleaned:
+def sift(candidates: Sequence[Candidate], domain: Domain, rules: Rules) -> Cleaned:
     """Leave out what is not fit to train on.
 
     Every candidate is dropped by the first step that finds something wrong.
@@ -126,7 +104,7 @@ def clean(candidates: Sequence[Candidate], domain: Domain, rules: Rules) -> Clea
     kept, dropped, counts = list(candidates), [], {}
     for step, find in _steps(domain, rules).items():
         found = find(kept)
-        dropped += [Dropped(kept[i].id, step, reason) for i, reason in sorted(found.items())]
+        dropped += [Dropped(kept[i], step, reason) for i, reason in sorted(found.items())]
         kept = [candidate for i, candidate in enumerate(kept) if i not in found]
         counts[step] = len(found)
     if not kept:
@@ -140,10 +118,8 @@ def clean(candidates: Sequence[Candidate], domain: Domain, rules: Rules) -> Clea
     if rules.balance:
         chosen = set(balance(words).tolist())
         reason = "its lengths make the level guessable"
-        dropped += [
-            Dropped(one.id, "length", reason) for i, one in enumerate(kept) if i not in chosen
-        ]
-        counts["length"] = len(kept) - len(chosen)
+        dropped += [Dropped(one, LENGTH, reason) for i, one in enumerate(kept) if i not in chosen]
+        counts[LENGTH] = len(kept) - len(chosen)
         kept = [candidate for i, candidate in enumerate(kept) if i in chosen]
         balanced = measure(_words(kept, domain), levels)
     refusing = {
@@ -152,12 +128,8 @@ def clean(candidates: Sequence[Candidate], domain: Domain, rules: Rules) -> Clea
     return Cleaned(len(candidates), kept, dropped, counts, lengths, balanced, refusing)
 
 
-# Position → reason, of those that a step drops.
-Found = dict[int, str]
-
-
 def _steps(domain: Domain, rules: Rules) -> dict[str, Callable[[Sequence[Candidate]], Found]]:
-    """In their order: the later ones are slower, or need what the earlier ones look for."""
+    """In their order, what finds those that each drops."""
     foreign = Foreign(rules.language)
 
     def incomplete(one: Candidate) -> str | None:
@@ -201,6 +173,7 @@ def _steps(domain: Domain, rules: Rules) -> dict[str, Callable[[Sequence[Candida
             for i, earlier, similarity in pairs
         }
 
+    # The later ones are slower, or need what the earlier ones look for.
     return {
         "incomplete": _each(incomplete),
         "cut off": _each(cut_off),

@@ -17,11 +17,9 @@ KEYS = [key for key in string.digits[1:] + string.ascii_lowercase if key not in 
 WIDTH = 88
 
 
-def annotate(items: Sequence[Item], domain: Domain, annotations: Annotations) -> bool:
-    """Show each item that has no level yet, and keep the level that is chosen.
-
-    Returns:
-        Whether all have one; False where the annotator stopped before.
+def annotate(items: Sequence[Item], domain: Domain, annotations: Annotations) -> None:
+    """Show each item that has no level yet, and keep the level that is chosen, until all have one or
+    the annotator stops.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; what was chosen is kept.
@@ -33,7 +31,7 @@ def annotate(items: Sequence[Item], domain: Domain, annotations: Annotations) ->
         _show(item, domain, keys, number=len(items) - len(left) + 1, total=len(items))
         key = _key(keys)
         if key == QUIT:
-            return False
+            return
         if key == UNDO:
             # Only what belongs to this sample: an earlier one may have been another.
             last = next((by_id[id] for id in reversed(annotations.chosen) if id in by_id), None)
@@ -42,7 +40,6 @@ def annotate(items: Sequence[Item], domain: Domain, annotations: Annotations) ->
                 items = [last, *(item for item in items if item is not last)]
         else:
             annotations.choose([(item, keys[key])])
-    return True
 
 
 def _show(item: Item, domain: Domain, keys: dict[str, str], number: int, total: int) -> None:
