@@ -201,7 +201,9 @@ def test_the_sample_is_no_larger_than_what_there_is(arguments, chat):
 
 def test_what_is_asked_is_a_text_file(arguments, chat, tmp_path):
     rubric = tmp_path / "rubric.txt"
-    rubric.write_text("Q {query} {query}\n<answer>\n{answer}\n</answer>\n{options}\nLetter, please!")
+    rubric.write_text(
+        "Q {query} {query}\n<answer>\n{answer}\n</answer>\n{options}\nLetter, please!"
+    )
     chat.write = knowing
     report, _ = judged(arguments, "--judge-rubric", rubric)
     assert report["domains"][0]["check"]["kappa"] == 1
