@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CardData, ModelCard, RepoCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 BEGIN = (
@@ -58,11 +58,22 @@ def license_in(card: str) -> dict[str, Any]:
     return found if "license" in found else {}
 
 
-def assemble(front: ModelCardData, parts: Sequence[str], kept: Kept) -> str:
+def assemble(
+    front: CardData, parts: Sequence[str], kept: Kept, kind: type[RepoCard] = ModelCard
+) -> str:
     """A whole card: front matter, parts, and the place for the user's own words."""
     words = "\n\n".join(filter(None, (BEGIN, kept.words, END)))
     body = "\n\n".join([*parts, words])
-    return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n{body}\n"))
+    return str(kind(f"---\n{front.to_yaml()}\n---\n\n{body}\n"))
+
+
+def with_kept(card: str, kept: Kept) -> str:
+    """A card with another license and other own words, where there are any."""
+    page = RepoCard(card, ignore_metadata_errors=True)
+    for key, value in kept.license.items():
+        page.data[key] = value
+    words = "\n\n".join(filter(None, (BEGIN, kept.words, END)))
+    return OWN_WORDS.sub(lambda _: words, str(page))
 
 
 def text(value: object) -> str:

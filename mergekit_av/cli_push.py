@@ -19,7 +19,7 @@ from .cli import command
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, list what would go, send nothing.")
 def av_push(folder, repo, private, revision, create_pr, commit_message, base, dry_run):
-    """Push FOLDER, an alignment vector or a merged checkpoint, to REPO on the Hub.
+    """Push FOLDER, an alignment vector, a merged checkpoint or a data set, to REPO on the Hub.
 
     It is checked whole first, and becomes visible in one commit, whose address is printed. The
     token is that of `hf auth login`, or HF_TOKEN. Interrupted, the same command goes on.

@@ -24,6 +24,8 @@ import yaml
 from .errors import AVError
 
 BUILT_IN = Path(__file__).parent / "domains"
+# In a folder that av-synth made.
+DOMAIN = "domain.yml"
 SPLITS = ("train", "validation", "test")
 
 

@@ -1,4 +1,4 @@
-"""To the Hub: an alignment vector's folder, or a checkpoint that was merged with some.
+"""To the Hub: an alignment vector's folder, a checkpoint that was merged with some, or a data set.
 
 Everything is checked before the first byte leaves. Large files go first, which an interrupted push
 need not repeat; then one commit makes all visible at once, so nobody ever reads half of a push.
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 from .card import FIGURE, base_on_hub, vector_card
-from .card_parts import Kept
+from .card_parts import Kept, with_kept
 from .checkpoint import INDEX, Checkpoint, non_finite
+from .domains import DOMAIN, load_domain
 from .errors import AVError
 from .hub_errors import hub_errors
 from .license import license_of
 from .merged_card import RECIPE, merged_card, read_recipe
 from .models import hub_name, read_json, resolve, revision_of
+from .records import RECORDS, load_records
 from .trust import refuse_code, refuse_foreign_files, refuse_links
 from .vector import METADATA, AlignmentVector, BaseIdentity
 
@@ -31,6 +33,10 @@ OF_A_MODEL = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
 )  # fmt: skip
+
+
+# Beside the prompts; what was made on the way to the records stays there.
+OF_A_DATA_SET = (RECORDS, DOMAIN, "cleaning.md", "cleaning.json")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Upload:
         warnings: what the user should know first.
     """
 
-    kind: Literal["alignment vector", "model"]
+    kind: Literal["alignment vector", "model", "data set"]
     name: str
     files: Mapping[str, Path | bytes]
     card: Callable[[Kept], str] | None = None
@@ -95,10 +101,23 @@ def prepare(
         return _prepare_vector(folder, repo_id, base, token)
     if base is not None:
         raise AVError(f"{folder} is no alignment vector: --base is for those")
+    if repo_type_of(folder) == "dataset":
+        return _prepare_data_set(folder)
     return _prepare_model(folder, repo_id, token)
 
 
-def check_access(repo_id: str, *, create_pr: bool = False, token: str | bool | None = None) -> str:
+def repo_type_of(folder: str | os.PathLike) -> Literal["model", "dataset"]:
+    """The type of the repository that a folder goes to: a data set has records."""
+    return "dataset" if (Path(folder).expanduser() / RECORDS).is_file() else "model"
+
+
+def check_access(
+    repo_id: str,
+    *,
+    repo_type: Literal["model", "dataset"] = "model",
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> str:
     """See that a token is there and may write to a repository; return the repository's full id.
 
     Raises:
@@ -123,7 +142,7 @@ def check_access(repo_id: str, *, create_pr: bool = False, token: str | bool | N
         if create_pr:
             return repo_id
         try:
-            api.auth_check(repo_id, write=True)
+            api.auth_check(repo_id, repo_type=repo_type, write=True)
         except RepositoryNotFoundError:
             namespace = repo_id.split("/")[0]
             if namespace not in {user["name"], *(org["name"] for org in user.get("orgs", ()))}:
@@ -145,7 +164,7 @@ def push(
     create_pr: bool = False,
     base: str | None = None,
 ) -> str:
-    """Push the folder of an alignment vector or of a merged checkpoint, in one commit.
+    """Push the folder of an alignment vector, of a merged checkpoint or of a data set, in one commit.
 
     Arguments are those of huggingface_hub. The repository, and the branch `revision`, are made if
     they are not there. Repeated after an interruption it goes on; repeated after a success it
@@ -163,7 +182,8 @@ def push(
     """
     if create_pr and revision is not None:
         raise AVError("a pull request is made against main: pass either it or a branch")
-    repo_id = check_access(repo_id, create_pr=create_pr, token=token)
+    type = {"repo_type": repo_type_of(folder)}
+    repo_id = check_access(repo_id, create_pr=create_pr, token=token, **type)
     upload = prepare(folder, repo_id, base=base, token=token)
     for warning in upload.warnings:
         log.warning("WARNING: %s", warning)
@@ -172,19 +192,21 @@ def push(
 
     api = HfApi(token=token)
     with hub_errors(f"{folder} was not pushed to {repo_id}", token):
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, private=private, exist_ok=True, **type)
         if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.model_info(repo_id, revision=revision)
+            api.create_branch(repo_id, branch=revision, exist_ok=True, **type)
+        there = api.repo_info(repo_id, revision=revision, **type)
         if private and not there.private:
             raise AVError(
                 f"{repo_id} is there and public: make it private first, or drop --private"
             )
         paths = [file.rfilename for file in there.siblings or ()]
         _check_kind(repo_id, upload, paths)
-        page = api.hf_hub_download(repo_id, CARD, revision=there.sha) if CARD in paths else ""
+        page = (
+            api.hf_hub_download(repo_id, CARD, revision=there.sha, **type) if CARD in paths else ""
+        )
         contents = upload.contents(_text_of(Path(page)))
-        where = {"repo_id": repo_id, "revision": revision, "create_pr": create_pr}
+        where = {"repo_id": repo_id, "revision": revision, "create_pr": create_pr, **type}
         additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
         # "" for its .gitignore: what a repository says of other files would leave out ours in silence.
         api.preupload_lfs_files(
@@ -265,6 +287,24 @@ def _prepare_model(folder: Path, repo_id: str, token: str | bool | None) -> Uplo
         return merged_card(published, base, repo=repo_id, kept=kept)
 
     return replace(upload, files=files, card=card, kept=kept, warnings=warnings)
+
+
+def _prepare_data_set(folder: Path) -> Upload:
+    domain = load_domain(folder / DOMAIN)
+    load_records(domain, folder)
+    files = {name: folder / name for name in OF_A_DATA_SET if (folder / name).is_file()}
+    files |= {f"prompts/{path.name}": path for path in sorted((folder / "prompts").glob("*.txt"))}
+    refuse_links(_paths(files), folder)
+    page = _text_of(folder / CARD)
+    kept = Kept.of(page)
+    warnings = (
+        () if kept.license else (f"no license is named: write `license: …` at the top of {CARD}",)
+    )
+
+    def card(kept: Kept) -> str:
+        return with_kept(page, kept)
+
+    return Upload("data set", domain.name, files, card, kept, warnings)
 
 
 def _weights(checkpoint: Checkpoint) -> list[Path]:

@@ -140,7 +140,7 @@ class HubServer:
 
     Attributes:
         users: token → user.
-        repos: id → repository.
+        repos: id → repository; `datasets/` stands before the id of a data set.
         faults: to come; the first that matches a request happens.
         requests: all so far.
         offer_xet: whether files may come and go by Xet.
@@ -294,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def repo(self, name: str, write: bool = False) -> Repo:
         repo, user = self.hub.repos.get(name), self.user()
-        owner = name.split("/")[0]
+        owner = name.split("/")[-2]
         if repo is None or (repo.private and (user is None or user.name != owner)):
             raise Refuse(404 if user else 401, "RepoNotFound", "Repository not found")
         if write:
@@ -324,7 +324,8 @@ class _Handler(BaseHTTPRequestHandler):
         user = self.user()
         namespace = asked["organization"] or (user.name if user else "")
         self.writer(namespace)
-        name = f"{namespace}/{asked['name']}"
+        kind = "datasets/" if asked.get("type") == "dataset" else ""
+        name = f"{kind}{namespace}/{asked['name']}"
         if name in self.hub.repos:
             return self.answer_json({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
         private = asked.get("private") or asked.get("visibility") == "private"
@@ -351,7 +352,7 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in files]
         private = self.hub.repos[name].private
         self.answer_json(
-            {"id": name, "modelId": name, "sha": oid, "private": private, "tags": [],
+            {"id": name.removeprefix("datasets/"), "modelId": name, "sha": oid, "private": private, "tags": [],
              "siblings": siblings}
         )  # fmt: skip
 
@@ -495,7 +496,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(file.content, headers)
         headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
         if self.hub.offer_xet and (hash := self.hub.xet.hash_of(file.content)):
-            link = f'<{self.hub.url}/api/models/{name}/xet-read-token/{oid}>; rel="xet-auth"'
+            kind = "" if name.startswith("datasets/") else "models/"
+            link = f'<{self.hub.url}/api/{kind}{name}/xet-read-token/{oid}>; rel="xet-auth"'
             headers |= {"X-Xet-Hash": hash, "Link": link}
         self.hub.objects[file.sha256] = file.content
         headers["Location"] = f"{self.hub.network}/network/{file.sha256}"
@@ -549,20 +551,20 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(self.hub.xet.xorbs[hash], {})
 
 
-_REPO = r"([\w.-]+/[\w.-]+)"
+_REPO = r"((?:datasets/)?[\w.-]+/[\w.-]+)"
 ROUTES = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create_repo),
     (r"POST /api/validate-yaml", _Handler.validate),
-    (rf"GET /api/models/{_REPO}", _Handler.info),
-    (rf"GET /api/models/{_REPO}/revision/([^/]+)", _Handler.info),
-    (rf"GET /api/models/{_REPO}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
-    (rf"POST /api/models/{_REPO}/paths-info/([^/]+)", _Handler.paths_info),
-    (rf"POST /api/models/{_REPO}/branch/([^/]+)", _Handler.branch),
-    (rf"GET /api/models/{_REPO}/auth-check(/write)?", _Handler.auth_check),
-    (rf"POST /api/models/{_REPO}/preupload/([^/]+)", _Handler.preupload),
-    (rf"POST /api/models/{_REPO}/commit/([^/]+)", _Handler.commit),
-    (rf"GET /api/models/{_REPO}/xet-(read|write)-token/([^/]+)", _Handler.xet_token),
+    (rf"GET /api/(?:models/)?{_REPO}", _Handler.info),
+    (rf"GET /api/(?:models/)?{_REPO}/revision/([^/]+)", _Handler.info),
+    (rf"GET /api/(?:models/)?{_REPO}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
+    (rf"POST /api/(?:models/)?{_REPO}/paths-info/([^/]+)", _Handler.paths_info),
+    (rf"POST /api/(?:models/)?{_REPO}/branch/([^/]+)", _Handler.branch),
+    (rf"GET /api/(?:models/)?{_REPO}/auth-check(/write)?", _Handler.auth_check),
+    (rf"POST /api/(?:models/)?{_REPO}/preupload/([^/]+)", _Handler.preupload),
+    (rf"POST /api/(?:models/)?{_REPO}/commit/([^/]+)", _Handler.commit),
+    (rf"GET /api/(?:models/)?{_REPO}/xet-(read|write)-token/([^/]+)", _Handler.xet_token),
     (rf"POST /{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (r"PUT /lfs/(\w+)(?:/(\d+))?", _Handler.lfs_put),
     (r"POST /lfs/(\w+)/complete", _Handler.lfs_complete),

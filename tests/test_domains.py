@@ -1,6 +1,7 @@
 """Domains: the built-in ones load, one's own are a YAML file, each mistake is one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,14 @@ def test_a_hub_id_stays_a_hub_id(tmp_path):
     assert load_domain(path).records == "owner/data@v1"
 
 
+@pytest.mark.parametrize("name", ["medical", "helpfulness", "safety"])
+def test_a_domain_written_to_a_file_says_the_same(tmp_path, name):
+    domain = load_domain(name)
+    again = load_domain(write_domain(tmp_path, domain.to_yaml("records.jsonl")))
+    assert again == replace(domain, records=str(tmp_path / "records.jsonl"))
+    assert list(again.levels) == list(domain.levels)
+
+
 MISTAKES = {
     "not YAML": ("levels: [a, b", "not readable YAML"),
     "an impossible date": ("name: 2024-13-45", "not readable YAML"),
@@ -110,6 +119,9 @@ MISTAKES = {
     "name a path": ("name: ../tone\nlevels: [a, b]", "`name` must be"),
     "records a list": ("name: tone\nlevels: [a, b]\nrecords: [x.jsonl]", "`records` must be text"),
     "description a number": ("name: tone\nlevels: [a, b]\ndescription: 3", "`description` must be"),
+    "words a list": ("name: tone\nlevels: [a, b]\nwords: [x]", "`words` must map placeholders"),
+    "word no name": ("name: tone\nlevels: [a, b]\nwords: {my word: x}", "'my word', which is no"),
+    "word a number": ("name: tone\nlevels: [a, b]\nwords: {x: 3}", "'x' must be text, not 3"),
     "unknown split": ("name: tone\nlevels: [a, b]\nsplit: tset", "`split` is 'tset', not one of"),
 }
 

@@ -100,10 +100,19 @@ def test_help_imports_nothing_heavy(bare, script):
     assert not imports(bare, program, str(bare / "bin" / script), "--help") & HEAVY
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_shows_every_default(script):
-    command = importlib.metadata.EntryPoint(script, SCRIPTS[script], "console_scripts").load()
-    context = command.make_context(script, [], resilient_parsing=True)
+def commands() -> dict[str, click.Command]:
+    """All of them, the subcommands of groups instead of these."""
+    found = {}
+    for script, target in SCRIPTS.items():
+        command = importlib.metadata.EntryPoint(script, target, "console_scripts").load()
+        inner = command.commands if isinstance(command, click.Group) else {"": command}
+        found |= {f"{script} {name}".strip(): each for name, each in inner.items()}
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), commands().items())
+def test_help_shows_every_default(name, command):
+    context = command.make_context(name, [], resilient_parsing=True)
     text = " ".join(command.get_help(context).split())
     for option in command.params:
         default = context.params[option.name]

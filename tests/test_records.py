@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mergekit_av.domains import Domain, load_domain
 from mergekit_av.errors import AVError
-from mergekit_av.records import SPLITS, load_records, require_splits
+from mergekit_av.records import SPLITS, dataset_of, load_records, require_splits
 
 MEDICAL = load_domain("medical")
 TONE = Domain("tone", {"warm": "", "cold": ""})
@@ -418,6 +418,19 @@ def test_what_is_neither_a_file_nor_a_hub_id_is_refused_without_asking_the_hub(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bystander.json").write_text("[]")  # `datasets` takes "json" for all of these
     assert "record" in refused(TONE, name)
+
+
+def test_a_folder_of_av_synth_is_read_by_its_records(tmp_path, monkeypatch):
+    medical = load_domain("medical")
+    folder = tmp_path / "data" / "medical"
+    folder.mkdir(parents=True)
+    with pytest.raises(AVError, match=r"medical has no records.jsonl: make it with av-synth clean"):
+        load_records(medical, folder)
+    (folder / "records.jsonl").write_bytes(Path(medical.records).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    # Which reads like a Hub id.
+    assert load_records(medical, "data/medical") == load_records(medical)
+    assert dataset_of(medical, "data/medical") is None
 
 
 def test_a_hub_dataset_out_of_reach_is_one_line_at_once():

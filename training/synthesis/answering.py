@@ -34,13 +34,13 @@ class Answering:
         self.prompt = maker.folder.prompt("response")
         self.domain = maker.folder.domain
 
-    def estimate(self, queries: int | None = None) -> Estimate:
+    def estimate(self, more: int = 0) -> Estimate:
         """Of what is not there yet.
 
         Args:
-            queries: how many there will be, where they are not there yet.
+            more: queries that are still to come.
         """
-        calls = len(self._todo()) if queries is None else queries * len(self.domain.levels)
+        calls = len(self._todo()) + more * len(self.domain.levels)
         said = [self.instruction(level) + self.domain.levels[level] for level in self.domain.levels]
         said = sum(map(len, said)) // len(said)
         read = tokens_in(len(self.prompt) + said + QUERY)

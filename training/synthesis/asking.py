@@ -2,7 +2,7 @@
 
 from mergekit_av.completions import Completion
 
-from .folder import QUERIES, DataFolder, Persona, id_of
+from .folder import QUERIES, Persona, id_of
 from .maker import Estimate, Maker, tokens_in
 
 # Tokens of a query: about so many, and never more.
@@ -22,16 +22,15 @@ class Asking:
         self.maker, self.count = maker, count
         self.prompt = maker.folder.prompt("query")
 
-    def estimate(self, personas: int | None = None) -> Estimate:
+    def estimate(self, more: int = 0) -> Estimate:
         """Of what is not there yet.
 
         Args:
-            personas: how many without a query there will be, where they are not there yet.
+            more: personas without a query that are still to come.
         """
-        if personas is None:
-            personas = sum(persona.query is None for persona in self._todo())
+        calls = more + sum(persona.query is None for persona in self._todo())
         read = tokens_in(len(self.prompt) + PERSONA)
-        return Estimate(personas, personas * read, personas * TYPICAL)
+        return Estimate(calls, calls * read, calls * TYPICAL)
 
     def make(self) -> int:
         """Ask for the queries that are missing; return how many there are.
@@ -57,7 +56,10 @@ class Asking:
         return len(self.maker.folder.queries())
 
     def _todo(self) -> list[Persona]:
-        return without_query(self.maker.folder, self.count)
+        folder = self.maker.folder
+        there = {query.persona.id for query in folder.queries()}
+        missing = [persona for persona in folder.personas() if persona.id not in there]
+        return missing if self.count is None else missing[: max(0, self.count - len(there))]
 
     async def _ask(self, persona: Persona) -> Completion:
         text = self.prompt.fill(persona=persona.persona)
@@ -66,13 +68,6 @@ class Asking:
             max_tokens=self.maker.limit(MOST),
             seed=self.maker.draw(QUERIES, persona.id),
         )
-
-
-def without_query(folder: DataFolder, count: int | None) -> list[Persona]:
-    """The personas that a query is to be made for, if there are to be no more than `count`."""
-    there = {query.persona.id for query in folder.queries()}
-    missing = [persona for persona in folder.personas() if persona.id not in there]
-    return missing if count is None else missing[: max(0, count - len(there))]
 
 
 def _entry(persona: Persona, query: str, made: dict | None) -> dict:

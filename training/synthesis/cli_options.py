@@ -71,22 +71,34 @@ def maker_options(function: Callable) -> Callable:
     return run
 
 
-def announce(maker: "Maker", estimates: Mapping[str, "Estimate"]) -> None:
-    """Say on stderr what stages will cost, and what the budget is."""
-    usages = {stage: estimate.usage(maker) for stage, estimate in estimates.items()}
-    for stage, usage in usages.items():
-        click.echo(f"{stage}: about {usage}", err=True)
-    spending = maker.client.spending
-    total = sum(usages.values(), spending.before)
-    if spending.budget:
-        click.echo(f"of a budget of {spending.budget}, {spending.before} so far", err=True)
-        if not spending.budget.covers(total):
-            click.echo("WARNING: the budget will not be enough for all of it", err=True)
-
-
-def conclude(folder: "DataFolder", results: Mapping[str, str]) -> None:
-    """Say on stdout what is there, and what each stage has cost so far."""
-    folder.keep_spending()
+def carry_out(
+    maker: "Maker",
+    estimates: Mapping[str, "Estimate"],
+    make: Callable[[], Mapping[str, str]],
+    dry_run: bool,
+) -> None:
+    """Say on stderr what stages will cost; unless that is all, make them, and say on stdout what has
+    become of each, and what it has cost so far. That is kept as well where one fails."""
+    _announce(maker, estimates)
+    if dry_run:
+        return
+    folder = maker.folder
+    try:
+        results = make()
+    finally:
+        folder.keep_spending()
     spent = folder.spending()
     for stage, result in results.items():
         click.echo(f"{result}; {spent[stage]}" if stage in spent else result)
+
+
+def _announce(maker: "Maker", estimates: Mapping[str, "Estimate"]) -> None:
+    usages = {stage: estimate.usage(maker) for stage, estimate in estimates.items()}
+    for stage, usage in usages.items():
+        if usage.calls:
+            click.echo(f"{stage}: about {usage}", err=True)
+    spending = maker.client.spending
+    if spending.budget:
+        click.echo(f"of a budget of {spending.budget}, {spending.before} so far", err=True)
+        if not spending.budget.covers(sum(usages.values(), spending.before)):
+            click.echo("WARNING: the budget will not be enough for all of it", err=True)

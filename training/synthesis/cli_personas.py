@@ -1,13 +1,14 @@
 """`av-synth personas`: who asks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from mergekit_av.cli import command
 
-from .cli_options import announce, conclude, maker_options
-from .cli_tree import tree_options
+from .cli_options import carry_out, maker_options
+from .cli_tree import SHAPE, tree_options
 
 
 @command
@@ -28,8 +29,14 @@ from .cli_tree import tree_options
     help="Create them with a model, from roots that are expanded again and again.",
 )
 @tree_options
+@click.option(
+    "--depth",
+    type=click.IntRange(min=0),
+    default=SHAPE.depth,
+    help="How often they are expanded in succession.",
+)
 @maker_options
-def personas(domain, out, source, sample, create, tree, plain, making):
+def personas(domain, out, source, sample, create, tree, depth, plain, making):
     """Begin a data set with the people who ask: sampled from elsewhere, created, or both in turn."""
     if bool(source) == create:
         raise click.UsageError("say where they come from: --from, or --create")
@@ -38,22 +45,23 @@ def personas(domain, out, source, sample, create, tree, plain, making):
 
     from mergekit_av.domains import load_domain
 
-    from .folder import CREATED, SAMPLED, DataFolder
+    from .folder import CREATED, DataFolder
 
     chosen = load_domain(domain)
     folder = DataFolder.begin(out or Path("data") / chosen.name, chosen)
-    if create:
-        from .creation import Creation
-
-        maker = making.maker(folder)
-        creation = Creation(maker, tree, plain=plain)
-        announce(maker, {CREATED: creation.estimate()})
-        if making.dry_run:
-            return
-        count = creation.make()
-        conclude(folder, {CREATED: f"{folder.path}: {count:,} personas created"})
-    else:
+    if source:
         from .sampling import sample as draw
 
         count = draw(folder, source, sample, making.seed, making.restart)
-        conclude(folder, {SAMPLED: f"{folder.path}: {count:,} personas of {source}"})
+        click.echo(f"{folder.path}: {count:,} personas of {source}")
+        return
+
+    from .creation import Creation
+
+    maker = making.maker(folder)
+    creation = Creation(maker, replace(tree, depth=depth), plain=plain)
+
+    def make():
+        return {CREATED: f"{folder.path}: {creation.make():,} personas created"}
+
+    carry_out(maker, {CREATED: creation.estimate()}, make, making.dry_run)

@@ -4,7 +4,7 @@ import click
 
 from mergekit_av.cli import command
 
-from .cli_options import announce, conclude, folder_argument, maker_options
+from .cli_options import carry_out, folder_argument, maker_options
 
 
 @command
@@ -19,9 +19,11 @@ def queries(folder, count, making):
     data = DataFolder(folder)
     maker = making.maker(data)
     stage = Asking(maker, count)
-    announce(maker, {QUERIES: stage.estimate()})
-    if not making.dry_run:
-        conclude(data, {QUERIES: f"{folder}: {stage.make():,} queries"})
+
+    def make():
+        return {QUERIES: f"{folder}: {stage.make():,} queries"}
+
+    carry_out(maker, {QUERIES: stage.estimate()}, make, making.dry_run)
 
 
 @command
@@ -35,6 +37,8 @@ def responses(folder, making):
     data = DataFolder(folder)
     maker = making.maker(data)
     stage = Answering(maker)
-    announce(maker, {RESPONSES: stage.estimate()})
-    if not making.dry_run:
-        conclude(data, {RESPONSES: f"{folder}: {stage.make():,} responses"})
+
+    def make():
+        return {RESPONSES: f"{folder}: {stage.make():,} responses"}
+
+    carry_out(maker, {RESPONSES: stage.estimate()}, make, making.dry_run)

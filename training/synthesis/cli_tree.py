@@ -12,14 +12,11 @@ SHAPE = Tree()
 
 
 def tree_options(function: Callable) -> Callable:
-    """The options; the command gets them as `tree`, a Tree, and `plain`."""
+    """The options; the command gets them as `tree`, a Tree of no given depth, and `plain`."""
     many = click.IntRange(min=1)
 
     @click.option("--roots", type=many, default=SHAPE.roots, help="Personas to start from.")
     @click.option("--children", type=many, default=SHAPE.children, help="Relations of each.")
-    @click.option(
-        "--depth", type=click.IntRange(min=0), default=SHAPE.depth, help="How often in succession."
-    )
     @click.option("--rounds", type=many, default=SHAPE.rounds, help="So often, from other roots.")
     @click.option(
         "--plain",
@@ -27,7 +24,8 @@ def tree_options(function: Callable) -> Callable:
         help="Ask for lines of text instead of JSON, for models that keep to no schema.",
     )
     @functools.wraps(function)
-    def run(*args: Any, roots, children, depth, rounds, **options: Any):
-        return function(*args, tree=Tree(roots, children, depth, rounds), **options)
+    def run(*args: Any, roots, children, rounds, **options: Any):
+        tree = Tree(roots, children, None, rounds)
+        return function(*args, tree=tree, **options)
 
     return run

@@ -43,19 +43,23 @@ class Creation:
     """The stage that creates personas.
 
     Args:
-        count: the most personas; None for the whole tree.
+        count: the most personas; None for a whole tree.
         plain: ask for lines of text rather than JSON, and leave the queries to their own stage: for
             models that keep to no schema.
     """
 
     def __init__(self, maker: Maker, tree: Tree, count: int | None = None, plain: bool = False):
         self.maker, self.tree, self.plain = maker, tree, plain
-        self.count = tree.size() if count is None else min(count, tree.size())
+        self.count = tree.size() if count is None else count
         self.prompts = {name: maker.folder.prompt(name) for name in ("roots", "expand")}
+
+    def missing(self) -> int:
+        """Personas that are not there yet."""
+        return self._growth(self.maker.folder.entries(CREATED)).missing
 
     def estimate(self) -> Estimate:
         """Of what is not there yet."""
-        missing = self._growth(self.maker.folder.entries(CREATED)).missing
+        missing = self.missing()
         calls = -(-missing // self.tree.children)
         shape = len(PLAIN) if self.plain else SCHEMA
         read = tokens_in(len(self.prompts["expand"]) + PERSONA + shape)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
-# Jaccard similarity of two queries' shingles from which they are near-duplicates. Of 60 words some
-# 11 scattered ones may differ; the built-in records' most similar queries have 0.05.
-SIMILARITY = 0.5
+# Jaccard similarity of two queries' shingles from which they are near-duplicates: of 60 words three or
+# four scattered ones may differ. The built-in records' most similar queries have 0.05.
+SIMILARITY = 0.7
 # Words in a shingle: fewer make all queries of a domain alike.
 SHINGLE = 3
 PERMUTATIONS = 128

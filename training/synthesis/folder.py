@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_av.domains import Domain, load_domain
+from mergekit_av.domains import DOMAIN, Domain, load_domain
 from mergekit_av.errors import AVError
 from mergekit_av.files import check_writable, write_whole
 from mergekit_av.journal import Journal, read_journal
@@ -40,10 +40,16 @@ from mergekit_av.models import read_json
 from mergekit_av.records import RECORDS
 from mergekit_av.spending import Usage
 
-from .prompts import Prompt, copy_prompts
+from .prompt import Prompt, copy_prompts
 
 STAGES = SAMPLED, CREATED, QUERIES, RESPONSES = "sampled", "created", "queries", "responses"
-DOMAIN, PROMPTS, SETTINGS, OLD = "domain.yml", "prompts", "settings.json", "old"
+FIELDS = {
+    SAMPLED: ("id", "persona", "source"),
+    CREATED: ("id", "round", "depth", "personas", "made"),
+    QUERIES: ("id", "persona_id", "query", "made"),
+    RESPONSES: ("query_id", "level", "paragraphs", "text", "made"),
+}
+PROMPTS, SETTINGS, OLD = "prompts", "settings.json", "old"
 SPENDING = "spending.json"
 
 
@@ -205,7 +211,7 @@ class DataFolder:
         """Query id → level → response."""
         found: dict[str, dict[str, Response]] = {}
         for entry in self.entries(RESPONSES):
-            response = Response(**{key: entry[key] for key in Response.__dataclass_fields__})
+            response = Response(**{key: entry[key] for key in FIELDS[RESPONSES]})
             found.setdefault(response.query_id, {})[response.level] = response
         return found
 
@@ -224,8 +230,16 @@ class DataFolder:
         write_whole(self.path / SPENDING, _json(usage))
 
     def entries(self, stage: str) -> list[dict[str, Any]]:
-        """The lines of a stage, whoever may be adding to it."""
-        return read_journal(self.file(stage))
+        """The lines of a stage, whoever may be adding to it.
+
+        Raises:
+            AVError: a line lacks something.
+        """
+        entries = read_journal(self.file(stage))
+        for number, entry in enumerate(entries, 1):
+            if missing := [key for key in FIELDS[stage] if key not in entry]:
+                raise AVError(f"{self.file(stage)}, line {number} has no `{missing[0]}`")
+        return entries
 
     def _settings(self) -> dict[str, Any]:
         file = self.path / SETTINGS
@@ -248,8 +262,9 @@ def _change(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | N
     before = before or {}
     for key in [*now, *before]:
         # The same model may be at another address.
-        if key != "base_url" and before.get(key) != now.get(key):
-            return f"{key} ({before.get(key)!r}, not {now.get(key)!r})"
+        if key != "base_url" and (was := before.get(key)) != (is_now := now.get(key)):
+            telling = not key.startswith("prompt") and not isinstance(was, dict)
+            return f"{key} ({was!r}, not {is_now!r})" if telling else key
     return None
 
 

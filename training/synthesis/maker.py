@@ -10,7 +10,7 @@ from mergekit_av.journal import Journal
 from mergekit_av.spending import Usage
 
 from .folder import DataFolder
-from .prompts import Prompt
+from .prompt import Prompt
 
 
 @dataclass(frozen=True)

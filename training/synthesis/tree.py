@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from .folder import id_of
@@ -15,27 +15,20 @@ class Tree:
     Attributes:
         roots: personas at the start of each round.
         children: personas that each is expanded to.
-        depth: how often in succession.
+        depth: how often in succession; None for as often as it takes.
         rounds: each with other roots.
     """
 
     roots: int = 5
     children: int = 5
-    depth: int = 4
+    depth: int | None = 4
     rounds: int = 3
 
     def size(self) -> int:
-        """Personas in the whole of it."""
+        """Personas in the whole of it, where its depth is given."""
         return (
             self.rounds * self.roots * sum(self.children**level for level in range(self.depth + 1))
         )
-
-    def deep_enough(self, count: int) -> "Tree":
-        """The same, as deep as so many personas need."""
-        tree = replace(self, depth=0)
-        while tree.size() < count:
-            tree = replace(tree, depth=tree.depth + 1)
-        return tree
 
 
 @dataclass(frozen=True)
@@ -115,15 +108,24 @@ class Growth:
                 return [start]
         wave = []
         for round, share in enumerate(shares):
-            of_round = [node for node in self.nodes.values() if node.round == round]
-            more = [Expansion(round, self.tree.children, node) for node in of_round]
-            more = [
-                expansion
-                for expansion in more
-                if expansion.depth <= self.tree.depth and expansion.id not in self._expanded | tried
-            ]
-            if share > len(of_round) and more:
-                depth = min(expansion.depth for expansion in more)
-                wanted = -(-(share - len(of_round)) // self.tree.children)
-                wave += [expansion for expansion in more if expansion.depth == depth][:wanted]
+            wave += self._deeper(round, share - len(self._of_round(round)), tried)
+        # Rounds that have nobody new left to expand leave their share to the others.
+        for round in range(self.tree.rounds if not wave else 0):
+            wave += self._deeper(round, self.missing - len(wave) * self.tree.children, tried)
         return wave
+
+    def _of_round(self, round: int) -> list[Node]:
+        return [node for node in self.nodes.values() if node.round == round]
+
+    def _deeper(self, round: int, missing: int, tried: set[str]) -> list[Expansion]:
+        """The expansions of a round's shallowest personas that so many more may come from."""
+        nodes = [
+            node
+            for node in self._of_round(round)
+            if self.tree.depth is None or node.depth < self.tree.depth
+        ]
+        more = [Expansion(round, self.tree.children, node) for node in nodes]
+        more = [expansion for expansion in more if expansion.id not in self._expanded | tried]
+        wanted = max(0, -(-missing // self.tree.children))
+        depth = min((expansion.depth for expansion in more), default=0)
+        return [expansion for expansion in more if expansion.depth == depth][:wanted]

@@ -29,7 +29,7 @@ def words_of(domain: Domain) -> dict[str, str]:
         "description": domain.description or field,
         "domain_lingo": field,
         "domain_expert": f"somebody who knows about {field}",
-        "solution_lingo": "answer",
+        "solution_lingo": "an answer",
         **domain.words,
     }
 

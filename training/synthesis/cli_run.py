@@ -1,0 +1,61 @@
+"""`av-synth run`: a data set from its domain, in one go."""
+
+from pathlib import Path
+
+import click
+
+from mergekit_av.cli import command
+
+from .cli_options import carry_out, maker_options
+from .cli_tree import tree_options
+
+
+@command
+@click.option(
+    "--domain", required=True, metavar="NAME|FILE.yml", help="What the records are about."
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    required=True,
+    help="Queries to make; cleaning leaves fewer records.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write.  [default: data/DOMAIN]"
+)
+@click.option(
+    "--from",
+    "source",
+    metavar="FILE|ID",
+    help="Sample personas as av-synth personas does, instead of creating them.",
+)
+@tree_options
+@maker_options
+@click.option(
+    "--push-to-hub", metavar="ID", help="Push the data set to this repository when it is done."
+)
+@click.option("--private", is_flag=True, help="With --push-to-hub: make the repository private.")
+def run(domain, count, out, source, tree, plain, making, push_to_hub, private):
+    """Make a data set: personas, queries, responses, clean records; go on where it was interrupted."""
+    if private and not push_to_hub:
+        raise click.UsageError("--private goes with --push-to-hub")
+
+    from mergekit_av.domains import load_domain
+
+    from .folder import DataFolder
+    from .pipeline import Pipeline
+    from .sampling import sample
+
+    chosen = load_domain(domain)
+    folder = DataFolder.begin(out or Path("data") / chosen.name, chosen)
+    maker = making.maker(folder)
+    if source:
+        sample(folder, source, count, maker.seed, maker.restart)
+    pipeline = Pipeline(maker, count, tree, plain)
+    if push_to_hub and not making.dry_run:
+        from mergekit_av.hub import check_access, push
+
+        check_access(push_to_hub, repo_type="dataset")
+    carry_out(maker, pipeline.estimates(), pipeline.make, making.dry_run)
+    if push_to_hub and not making.dry_run:
+        click.echo(push(folder.path, push_to_hub, private=private or None))
