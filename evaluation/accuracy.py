@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scipy import stats
 
+from mergekit_av.columns import aligned
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 from mergekit_av.logprobs import context_length, mean_log_probs, within_context
@@ -118,7 +119,7 @@ def summarise(
         domain=domain.name,
         split=split,
         records=count,
-        accuracy={level: _share(won, count) for level, won in zip(levels, wins, strict=True)},
+        accuracy={level: wilson(won, count) for level, won in zip(levels, wins, strict=True)},
         mean_log_prob={level: _mean(scores[:, i].double()) for i, level in enumerate(levels)},
         dominant=levels[wins.index(first)] if first > second else None,
         too_long=list(too_long),
@@ -129,7 +130,8 @@ def summarise(
     )
 
 
-def _share(won: int, count: int) -> Estimate:
+def wilson(won: int, count: int) -> Estimate:
+    """The share `won` / `count`, with its Wilson interval."""
     interval = stats.binomtest(won, count).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(won / count, interval.low, interval.high)
 
@@ -155,25 +157,16 @@ def table(results: Sequence[Result]) -> str:
                     else "",
                     level,
                     f"{share.value:.2f}",
-                    _interval(share),
+                    interval(share),
                     f"{mean.value:.2f}",
-                    _interval(mean),
+                    interval(mean),
                     "dominant" if level == result.dominant else "",
                 )
             )
     return aligned(rows)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equally many cells as lines of text, the columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def _interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
     return f"{estimate.low:.2f} … {estimate.high:.2f}" if math.isfinite(estimate.low) else ""
 
 

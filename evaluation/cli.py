@@ -1,5 +1,6 @@
 """`av-eval`: what does a model prefer?"""
 
+import contextlib
 import importlib.metadata
 import json
 from pathlib import Path
@@ -9,6 +10,8 @@ import click
 from mergekit_av.cli import command
 from mergekit_av.domains import built_in_domains, load_domain
 from mergekit_av.files import write_whole
+
+from .cli_judge import judge_options
 
 VERSIONS = ("mergekit-av", "torch", "transformers")
 
@@ -31,14 +34,24 @@ VERSIONS = ("mergekit-av", "torch", "transformers")
     help="Show the model's greedy answers to so many records of each domain.",
 )  # fmt: skip
 @click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=256,
+    help="Cut its answers, shown or judged, after so many.",
+)  # fmt: skip
+@judge_options
+@click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write everything here.",
 )  # fmt: skip
-def av_eval(model, domains, data, split, dtype, device, answers, json_file):
+def av_eval(
+    model, domains, data, split, dtype, device, answers, max_new_tokens, judging, json_file
+):
     """Preference accuracy of MODEL, a folder or a Hub id; without MODEL, of the default base.
 
     For each record, the level whose response has the highest mean log-probability is preferred;
     a level's accuracy is the share of records that prefer it.
+
+    With --judge a language model also labels what MODEL answers. Beside the shares of the levels
+    stands how far the same judge agrees with the known levels of the records' own responses.
     """
     if data and len(domains) != 1:
         raise click.UsageError("--data goes with exactly one --domain")
@@ -54,43 +67,57 @@ def av_eval(model, domains, data, split, dtype, device, answers, json_file):
 
     from .accuracy import as_json, evaluate, table
     from .answers import greedy_answers
+    from .judged import judged_table
+    from .judging import judge_model
 
     records = [load_records(domain, data) for domain in chosen]
     for domain, some in zip(chosen, records, strict=True):
         require_splits(some, split, source=domain.name)
-    source = base_or_default(model)
-    network = load_model(source, dtype=dtype, device=device)
-    tokenizer = load_tokenizer(source)
-    if notice := ensure_chat_template(tokenizer):
-        click.echo(f"{source}: {notice}", err=True)
+    with judging.judge() if judging else contextlib.nullcontext() as judge:
+        source = base_or_default(model)
+        network = load_model(source, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(source)
+        if notice := ensure_chat_template(tokenizer):
+            click.echo(f"{source}: {notice}", err=True)
 
-    report = {
-        "model": source,
-        "fingerprint": fingerprint(Checkpoint(resolve(source))) if json_file else None,
-        "dtype": str(network.dtype).removeprefix("torch."),
-        "device": str(network.device),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-    }
-    results, written = [], {}
-    for domain, some in zip(chosen, records, strict=True):
-        result = evaluate(network, tokenizer, domain, some, split=split)
-        results.append(result)
-        if answers:
-            shown = [record for record in some if record.id in result.scores][:answers]
-            answered = greedy_answers(network, tokenizer, shown)
-            written[domain.name] = {id: answer.text for id, answer in answered.items()}
-    click.echo(f"{source} ({report['dtype']} on {report['device']}), {split} records")
-    click.echo(table(results))
-    for result in results:
-        if result.too_long:
-            click.echo(
-                f"{result.domain}: {len(result.too_long)} records left out, longer than the context"
-            )
-    for name, pairs in written.items():
-        for id, answer in pairs.items():
-            click.echo(f"\n{name}, {id}: {answer}")
-    if json_file:
+        identity = fingerprint(Checkpoint(resolve(source))) if json_file or judge else None
+        report = {
+            "model": source,
+            "fingerprint": identity,
+            "dtype": str(network.dtype).removeprefix("torch."),
+            "device": str(network.device),
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        }
+        results, written = [], {}
+        for domain, some in zip(chosen, records, strict=True):
+            result = evaluate(network, tokenizer, domain, some, split=split)
+            results.append(result)
+            if answers:
+                shown = [record for record in some if record.id in result.scores][:answers]
+                answered = greedy_answers(network, tokenizer, shown, max_new_tokens)
+                written[domain.name] = {id: answer.text for id, answer in answered.items()}
+        click.echo(f"{source} ({report['dtype']} on {report['device']}), {split} records")
+        click.echo(table(results))
+        for result in results:
+            if result.too_long:
+                click.echo(
+                    f"{result.domain}: {len(result.too_long)} records left out, longer than the context"
+                )
+        for name, pairs in written.items():
+            for id, answer in pairs.items():
+                click.echo(f"\n{name}, {id}: {answer}")
         report.update(domains=[as_json(result) for result in results], answers=written)
+        if judge:
+            judged = [
+                judge_model(
+                    network, tokenizer, identity, domain, some, judge,
+                    split=split, sample=judging.sample, max_new_tokens=max_new_tokens,
+                )
+                for domain, some in zip(chosen, records, strict=True)
+            ]  # fmt: skip
+            click.echo(f"\njudged by {judge.client.endpoint.model}\n{judged_table(judged)}")
+            report["judge"] = {**judge.as_json(), "domains": [one.as_json() for one in judged]}
+    if json_file:
         write_whole(json_file, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mergekit_av.columns import aligned
 from mergekit_av.files import write_whole
 from mergekit_av.markdown import table
 from mergekit_av.vector import AlignmentVector
 
-from .accuracy import Result, aligned, as_json
+from .accuracy import Result, as_json
 from .accuracy import table as accuracy_table
 from .evaluator import Evaluator
 from .markdown import facts, share, shares

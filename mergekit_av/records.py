@@ -57,8 +57,13 @@ class Record:
 
     @property
     def query(self) -> str:
-        """What was asked last: the text, or the conversation's last message."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+        """What was asked last."""
+        return query_of(self.prompt)
+
+
+def query_of(prompt: str | tuple[Message, ...]) -> str:
+    """What a prompt asks last: the text, or the conversation's last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def load_records(domain: Domain, source: str | os.PathLike | None = None) -> list[Record]:
@@ -115,27 +120,41 @@ def require_splits(records: Iterable[Record], *splits: str, source: str) -> None
             )
 
 
+def read_row(
+    row: Any, domain: Domain, where: str
+) -> tuple[str | tuple[Message, ...], dict[str, str]]:
+    """Prompt and responses by level, best first, of a row in any of the formats.
+
+    Args:
+        where: the row stands, for the error.
+
+    Raises:
+        AVError: the row is in none of the formats, lacks something, or is of another domain.
+    """
+    if not isinstance(row, dict):
+        raise AVError(f"{where}: a record must be an object, not {type(row).__name__}")
+    levels = list(domain.levels)
+    if "responses" in row:
+        prompt, texts = _read_record(row, levels, where)
+    elif "chosen" in row or "rejected" in row:
+        prompt, texts = _read_preference(row, levels, where)
+    elif "response_0" in row:
+        prompt, texts = _read_safe_rlhf(row, levels, where)
+    else:
+        raise AVError(
+            f"{where}: neither `responses` (our records) nor `chosen` and `rejected` (TRL's)"
+        )
+    if row.get("domain") not in (None, domain.name):
+        raise AVError(f"{where}: `domain` is {row['domain']!r}, not {domain.name!r}")
+    return prompt, dict(zip(levels, texts, strict=True))
+
+
 class _Draft:
     """A row on its way to a record: read and checked, not yet in a split."""
 
     def __init__(self, row: Any, domain: Domain, where: str, part: str | None):
-        if not isinstance(row, dict):
-            raise AVError(f"{where}: a record must be an object, not {type(row).__name__}")
+        self.prompt, self.responses = read_row(row, domain, where)
         self.repeat, self.section = 0, ""
-        levels = list(domain.levels)
-        if "responses" in row:
-            self.prompt, texts = _read_record(row, levels, where)
-        elif "chosen" in row or "rejected" in row:
-            self.prompt, texts = _read_preference(row, levels, where)
-        elif "response_0" in row:
-            self.prompt, texts = _read_safe_rlhf(row, levels, where)
-        else:
-            raise AVError(
-                f"{where}: neither `responses` (our records) nor `chosen` and `rejected` (TRL's)"
-            )
-        self.responses = dict(zip(levels, texts, strict=True))
-        if row.get("domain") not in (None, domain.name):
-            raise AVError(f"{where}: `domain` is {row['domain']!r}, not {domain.name!r}")
         split = row.get("split")
         if split not in (None, *SPLITS):
             raise AVError(f"{where}: `split` is {split!r}, not one of {', '.join(SPLITS)}")

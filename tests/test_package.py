@@ -158,7 +158,7 @@ def test_declared_dependencies_cover_every_import():
         canonical(requirement)
         for requirements in (
             PROJECT["dependencies"],
-            *(PROJECT["optional-dependencies"][extra] for extra in ("plot", "workers")),
+            *(PROJECT["optional-dependencies"][extra] for extra in ("plot", "workers", "synth")),
         )
         for requirement in requirements
     }

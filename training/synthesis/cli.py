@@ -4,6 +4,9 @@ import click
 
 from mergekit_av.cli import CommandGroup
 
+from .cli_agreement import agreement
+from .cli_annotate import annotate
+from .cli_clean import clean
 from .cli_personas import personas
 from .cli_run import run
 from .cli_stages import queries, responses
@@ -14,5 +17,5 @@ def av_synth():
     """Make records with a language model: personas, their queries, a response per level."""
 
 
-for command in (run, personas, queries, responses):
+for command in (run, personas, queries, responses, clean, annotate, agreement):
     av_synth.add_command(command)

@@ -2,9 +2,8 @@
 
 from .answering import Answering
 from .asking import Asking
-from .assembly import candidates
+from .cleaning import clean_made
 from .creation import Creation
-from .dataset import write_records
 from .folder import CREATED, QUERIES, RESPONSES, SAMPLED
 from .maker import Estimate, Maker
 from .tree import Tree
@@ -48,8 +47,5 @@ class Pipeline:
             results[CREATED] = f"{self.creation.make():,} of {self.created:,} personas created"
         results[QUERIES] = f"{self.asking.make():,} queries"
         results[RESPONSES] = f"{self.answering.make():,} responses"
-        rows = candidates(self.folder)
-        whole = [row for row in rows if len(row["responses"]) == len(self.folder.domain.levels)]
-        write_records(self.folder, whole)
-        results[RECORDS] = f"{len(whole):,} of {len(rows):,} records kept"
+        results[RECORDS] = str(clean_made(self.folder))
         return results

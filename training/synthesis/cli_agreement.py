@@ -1,0 +1,31 @@
+"""`av-synth agreement`: how far annotators agree."""
+
+import json
+from pathlib import Path
+
+import click
+
+from mergekit_av.cli import command
+from mergekit_av.files import write_whole
+
+from .cli_options import folder_argument
+
+
+@command
+@folder_argument
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write everything here.",
+)  # fmt: skip
+def agreement(folder, json_file):
+    """Cohen's κ of each pair of FOLDER's annotators, and what they chose for which level."""
+    from .annotation import ANNOTATIONS, read_annotations
+    from .annotators import agreement as agree
+    from .folder import DataFolder
+
+    data = DataFolder(folder)
+    found = agree(read_annotations(data.path / ANNOTATIONS), list(data.domain.levels))
+    click.echo(str(found))
+    if json_file:
+        content = {"domain": data.domain.name, **found.as_json()}
+        write_whole(json_file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
