@@ -4,7 +4,7 @@ import importlib.metadata
 from dataclasses import asdict
 from typing import Any
 
-from mergekit_av.card_parts import table, text
+from mergekit_av.markdown import table, text
 
 from .lengths import Lengths, Test
 from .sieve import LENGTH, Cleaned, Rules
