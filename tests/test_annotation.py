@@ -10,6 +10,8 @@ import pty
 import re
 import signal
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -106,8 +108,14 @@ class Terminal:
         response = re.search(r"Reply \d+, the \w+ one\.", shown)[0]
         keys = {level: number for number, level in re.findall(r"(\d)  (\w+)", shown)}
         assert set(keys) == set(LEVELS)
-        os.write(self.fd, (key or keys[level or intended(response)]).encode())
+        self.press(key or keys[level or intended(response)])
         return response
+
+    def press(self, key: str) -> None:
+        """Press a key once one is waited for: what is typed before is thrown away."""
+        while termios.tcgetattr(self.fd)[3] & termios.ICANON:
+            time.sleep(0.01)
+        os.write(self.fd, key.encode())
 
     def end(self) -> tuple[int, str]:
         """Exit code, and what else was written."""
@@ -161,9 +169,10 @@ def test_every_choice_is_kept_at_once_and_a_killed_session_goes_on(folder):
 def test_a_choice_can_be_taken_back_and_q_stops(folder):
     terminal = annotating(folder)
     first = terminal.choose("cold")
-    terminal.choose(key="x")  # no level: nothing happens
-    terminal.screen = ""
-    os.write(terminal.fd, b"u")
+    terminal.until("stops; all is kept")
+    terminal.press("x")  # no level
+    terminal.until("\a")
+    terminal.press("u")
     assert terminal.choose("warm") == first
     terminal.choose(key="q")
     code, rest = terminal.end()
@@ -409,7 +418,7 @@ def test_two_at_one_annotators_file_are_told_apart(folder):
         fill(folder.parent / "ann.csv"),
     )  # fmt: skip
     assert "is in use by another process" in message
-    terminal.choose(key="q")
+    terminal.press("q")
     terminal.end()
 
 

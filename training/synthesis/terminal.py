@@ -12,7 +12,7 @@ from mergekit_av.domains import Domain
 from .annotation import Annotations, Item
 
 UNDO, QUIT = "u", "q"
-CONTROL_D = "\x04"
+CONTROL_D, BELL = "\x04", "\a"
 KEYS = [key for key in string.digits[1:] + string.ascii_lowercase if key not in (UNDO, QUIT)]
 WIDTH = 88
 
@@ -64,6 +64,7 @@ def _key(keys: dict[str, str]) -> str:
             return key
         if key in (QUIT, CONTROL_D, ""):
             return QUIT
+        click.echo(BELL, nl=False)
 
 
 def _wrapped(text: str, first: str = "") -> str:
