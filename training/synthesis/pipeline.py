@@ -45,7 +45,7 @@ class Pipeline:
         """
         results = {}
         if self.created:
-            results[CREATED] = f"{self.creation.make():,} of {self.created:,} personas created"
+            results[CREATED] = f"{self.creation.make():,} personas created"
         results[QUERIES] = f"{self.asking.make():,} queries"
         results[RESPONSES] = f"{self.answering.make():,} responses"
         rows = candidates(self.folder)
