@@ -387,7 +387,7 @@ def test_a_placeholder_that_nothing_stands_for_is_one_line(run, chat, data):
     ("content", "message"),
     [
         (b"Write something.", "query.txt lacks the placeholder {persona}"),
-        (b"\xff{persona}", "cannot read the prompt"),
+        (b"\xff{persona}", "query.txt: it is not UTF-8"),
     ],
 )
 def test_a_prompt_that_cannot_do_is_one_line(run, data, content, message):

@@ -63,7 +63,7 @@ class Creation:
         missing = self.missing()
         calls = -(-missing // self.tree.children)
         shape = len(PLAIN) if self.plain else SCHEMA
-        read = tokens_in(len(self.prompts["expand"]) + PERSONA + shape)
+        read = tokens_in(len(self.prompts["expand"].text) + PERSONA + shape)
         written = tokens_in(PERSONA) if self.plain else TYPICAL
         return Estimate(calls, calls * read, missing * written)
 
