@@ -276,16 +276,21 @@ def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None, str
         which ids are unique: a split of a Hub dataset.
     """
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and (path / RECORDS).is_file():
         path = path / RECORDS
-        if not path.is_file():
-            raise AVError(f"{source} has no {RECORDS}: make it with av-synth clean {source}")
+    elif path.is_dir() and not (HUB_DATASET.fullmatch(str(source)) and _of_datasets(path)):
+        raise AVError(f"{source} has no {RECORDS}: make it with av-synth clean {source}")
     if path.is_file():
         yield from ((where, row, None, "") for where, row in file_rows(path))
     elif path.suffix in (".jsonl", ".json", ".parquet") or not HUB_DATASET.fullmatch(str(source)):
         raise AVError(f"there is no record file {path}; a Hub dataset id is owner/name")
     else:
         yield from _hub_rows(str(source))
+
+
+def _of_datasets(folder: Path) -> bool:
+    """Whether a folder is a copy of a Hub dataset, and not one that av-synth has begun."""
+    return any(folder.iterdir()) and not (folder / "domain.yml").is_file()
 
 
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:

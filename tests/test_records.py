@@ -415,8 +415,10 @@ def test_a_domain_without_records_asks_for_them():
 def test_what_is_neither_a_file_nor_a_hub_id_is_refused_without_asking_the_hub(
     tmp_path, monkeypatch, name
 ):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bystander.json").write_text("[]")  # `datasets` takes "json" for all of these
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    (inner / "bystander.json").write_text("[]")  # `datasets` takes "json" for all of these
     assert "record" in refused(TONE, name)
 
 
