@@ -95,6 +95,8 @@ def prepare(
         return _prepare_vector(folder, repo_id, base, token)
     if base is not None:
         raise AVError(f"{folder} is no alignment vector: --base is for those")
+    if (folder / "adapter_config.json").is_file():
+        raise AVError(f"{folder} is an adapter: push it with `hf upload {repo_id} {folder}`")
     return _prepare_model(folder, repo_id, token)
 
 
