@@ -70,6 +70,7 @@ def test_at_full_rank_the_adapter_is_the_vector_at_every_lambda(tmp_path, archit
     vector = linear_only(base, tmp_path)
     export = export_lora(vector, tmp_path / "lora", FULL, dtype="float32")
     assert export.kept == pytest.approx(1)
+    assert ("output layer" in {part.kind for part in export.parts}) != tied
     model = load(base)
     adapted = PeftModel.from_pretrained(load(base), tmp_path / "lora").eval()
     for value in (1.0, -0.7):
