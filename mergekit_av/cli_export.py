@@ -32,7 +32,7 @@ def av_export(av, lora, rank, scale, dtype, base, device, out, json_file, overwr
     """Write the alignment vector AV, a folder or Hub id, for PEFT, vLLM and llama.cpp.
 
     Each weight matrix of a linear layer becomes the nearest product of two of the given rank;
-    embeddings, norms and biases are left out. The table says what that costs.
+    embeddings, output layer, norms and biases are left out. The table says what that costs.
     """
     from .lora import export_lora
     from .vector import AlignmentVector

@@ -103,6 +103,8 @@ def prepare(
         raise AVError(f"{folder} is no alignment vector: --base is for those")
     if repo_type_of(folder) == "dataset":
         return _prepare_data_set(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise AVError(f"{folder} is an adapter: push it with `hf upload {repo_id} {folder}`")
     return _prepare_model(folder, repo_id, token)
 
 

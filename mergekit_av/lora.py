@@ -38,8 +38,9 @@ class Part:
     """What becomes of one kind of tensors.
 
     Attributes:
-        kind: of linear layers their name, e.g. `q_proj`; else `embeddings`, `norms`, `biases`,
-            `other weights`, which the adapter leaves out.
+        kind: of linear layers their name, e.g. `q_proj`; else `embeddings` (with an output
+            layer that is tied to them), `output layer`, `norms`, `biases`, `other weights`, which
+            the adapter leaves out.
         tensors: how many there are.
         share: of the vector's squared norm.
         kept: of the part's own squared norm, 0 to 1.
@@ -92,10 +93,10 @@ def export_lora(
 ) -> LoraExport:
     """Write an alignment vector as a PEFT LoRA adapter: the folder `out`.
 
-    The linear layers of the model are carried, its output layer excepted. Embeddings (and a tied
-    output layer), norms and biases are left out: vLLM and llama.cpp do not load them from every
-    adapter. Matrices whose shorter side is less than `rank` are kept whole and filled up with zeros,
-    as vLLM reads one rank for all. Memory: a few times the largest matrix, in float64.
+    The linear layers of the model are carried, its output layer excepted. Embeddings, output layer,
+    norms and biases are left out: each of PEFT, vLLM and llama.cpp would take them in another form,
+    or not at all. Matrices whose shorter side is less than `rank` are kept whole and filled up with
+    zeros, as vLLM reads one rank for all. Memory: a few times the largest matrix, in float64.
 
     Args:
         rank: from 1 to the largest that a matrix can have.
@@ -194,7 +195,10 @@ def _left_out(
     vector: "AlignmentVector", model: torch.nn.Module, carried: set[str]
 ) -> dict[str, list[float]]:
     """Kind → the squared norm of each tensor that the adapter does not have."""
-    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    special = {
+        id(model.get_output_embeddings()): "output layer",
+        id(model.get_input_embeddings()): "embeddings",
+    }
     found = defaultdict(list)
     # Tied weights are there once.
     for name, parameter in model.named_parameters():
@@ -203,8 +207,8 @@ def _left_out(
         module = model.get_submodule(name.rpartition(".")[0])
         if name.endswith(".bias"):
             kind = "biases"
-        elif id(module) in embeddings:
-            kind = "embeddings"
+        elif id(module) in special:
+            kind = special[id(module)]
         else:
             kind = "norms" if parameter.dim() == 1 else "other weights"
         blocks = vector.checkpoint.blocks(name)

@@ -132,7 +132,7 @@ def test_answers_of_so_many_records_are_shown_and_written(copy, few, tmp_path):
     # Larger weights, so that what it says depends on every token before.
     rewritten(lambda tensors: {k: v * 8 if v.dim() == 2 else v for k, v in tensors.items()})(copy)
     out = tmp_path / "report.json"
-    result = run(copy, *few, "--answers", 2, "--json", out)
+    result = run(copy, *few, "--answers", 2, "--max-new-tokens", 80, "--json", out)
     assert result.exit_code == 0, result.output
     answers = json.loads(out.read_text())["answers"]["medical"]
     assert list(answers) == ["a", "b"]
@@ -209,7 +209,7 @@ def test_wrong_usage_ends_with_2(base, few, tmp_path):
 def test_help_shows_every_default(base):
     result = run("--help")
     assert result.exit_code == 0
-    assert result.stdout.count("default:") == 5
+    assert result.stdout.count("default:") == 14
 
 
 def test_an_alignment_vector_is_refused_as_a_model(vectors, few):

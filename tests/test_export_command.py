@@ -13,6 +13,7 @@ from processes import finish, start
 
 from mergekit_av import AlignmentVector, export_lora
 from mergekit_av.cli_export import av_export
+from mergekit_av.cli_push import av_push
 from mergekit_av.lora import CONFIG, WEIGHTS
 
 
@@ -177,6 +178,13 @@ def test_what_is_in_the_way_stays(vectors, tmp_path):
     line = refused(*arguments[:-1], foreign, "--overwrite")
     assert "--overwrite replaces only what we wrote" in line
     assert [file.name for file in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_av_push_says_how_to_push_an_adapter(vectors, tmp_path):
+    export_lora(AlignmentVector.open(vectors["legal"]), tmp_path / "lora", 2)
+    result = CliRunner().invoke(av_push, [str(tmp_path / "lora"), "me/lora", "--dry-run"])
+    assert result.exit_code == 1
+    assert f"hf upload me/lora {tmp_path / 'lora'}" in result.stderr
 
 
 def export_again(folder: str, out: str) -> int:

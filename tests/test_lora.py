@@ -70,6 +70,7 @@ def test_at_full_rank_the_adapter_is_the_vector_at_every_lambda(tmp_path, archit
     vector = linear_only(base, tmp_path)
     export = export_lora(vector, tmp_path / "lora", FULL, dtype="float32")
     assert export.kept == pytest.approx(1)
+    assert ("output layer" in {part.kind for part in export.parts}) != tied
     model = load(base)
     adapted = PeftModel.from_pretrained(load(base), tmp_path / "lora").eval()
     for value in (1.0, -0.7):
@@ -159,16 +160,23 @@ def test_the_scale_that_it_was_given_is_the_one_it_acts_at(base, linear, tmp_pat
         )
 
 
-def test_adapters_add_up_as_vectors_do(base, linear, tmp_path):
-    other = linear_only(base, tmp_path, seed=2)
-    for name, vector in (("one", linear), ("two", other)):
-        export_lora(vector, tmp_path / name, FULL, dtype="float32")
-    model = PeftModel.from_pretrained(load(base), tmp_path / "one", adapter_name="one")
-    model.load_adapter(tmp_path / "two", adapter_name="two")
-    model.add_weighted_adapter(["one", "two"], [-1.2, 0.6], "mix", combination_type="cat")
-    model.set_adapter("mix")
-    expected = logits((0.6 * other - 1.2 * linear).apply_to(load(base)))
-    assert torch.allclose(logits(model.eval()), expected, atol=2e-5)
+def test_the_program_in_the_readme_works(base, linear, tmp_path):
+    """λ of one adapter, and a sum of two, as of vectors."""
+    vectors = {"medical": linear, "legal": linear_only(base, tmp_path, seed=2)}
+    for name, vector in vectors.items():
+        export_lora(vector, tmp_path / f"{name}-lora", FULL, dtype="float32")
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    (program,) = re.findall("```python\n(from peft import .*?)```", readme, re.DOTALL)
+    program = program.replace("avs/", f"{tmp_path}/")
+    program = program.replace("model.generate(...)", "alone = logits(model.eval())")
+    found = {"base": load(base), "logits": logits}
+    exec(program, found)
+    medical, legal = vectors.values()
+    for seen, combination in (
+        (found["alone"], -1.2 * medical),
+        (logits(found["model"].eval()), 0.6 * legal - 1.2 * medical),
+    ):
+        assert torch.allclose(seen, logits(combination.apply_to(load(base))), atol=2e-5)
 
 
 def test_its_form_is_what_every_reader_takes(linear, tmp_path):
