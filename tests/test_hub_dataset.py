@@ -8,7 +8,7 @@ from hub_server import User
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from synthesizing import TINY, lines, novelist, write_domain
 
-FILES = {"records.jsonl", "README.md", "domain.yml"} | {
+FILES = {"records.jsonl", "README.md", "domain.yml", "cleaning.md", "cleaning.json"} | {
     f"prompts/{name}.txt" for name in ("roots", "expand", "query", "response")
 }
 # Whoever has nothing but the id.
