@@ -69,7 +69,7 @@ def test_a_domain_becomes_records_that_av_train_reads(run, chat, data):
     assert all(list(row["responses"]) == LEVELS for row in rows)
     domain = load_domain(data / "domain.yml")
     assert load_records(domain, data) == load_records(domain)
-    assert "7 of 7 personas created; 3 calls" in result.stdout  # the roots of three rounds
+    assert "7 personas created; 3 calls" in result.stdout  # the roots of three rounds
     assert "21 responses; 21 calls" in result.stdout
     assert "responses: about 21 calls" in result.stderr and "Responses: 100%" in result.stderr
 
@@ -183,6 +183,20 @@ def test_plain_lists_do_for_models_that_know_no_json(run, chat, data):
     persona = lines(data / "created.jsonl")[0]["personas"][0]
     assert persona["persona"].startswith("Guest") and persona["query"] is None
     assert "queries: about 7 calls" in result.stderr and "7 queries; 7 calls" in result.stdout
+
+
+def test_of_a_plain_list_only_the_people_are_taken(run, chat, data):
+    def write(body):
+        asked = body["messages"][0]["content"]
+        listed = "Here they are:\n\n1. A nurse.\n* A sailor.\n2.\n- - -\n(c) A cook."
+        if "Think of" not in asked:
+            return novelist(body)
+        return Answer(f"{listed}\n3. A teacher from", finish_reason="length")
+
+    chat.write = write
+    assert run("--plain", "--rounds", "1", count=3).exit_code == 0
+    people = [one["persona"] for one in lines(data / "created.jsonl")[0]["personas"]]
+    assert people == ["A nurse.", "A sailor.", "A cook."]
 
 
 def test_a_model_that_ignores_the_schema_is_named(run, chat, data):
@@ -375,7 +389,7 @@ def test_a_placeholder_that_nothing_stands_for_is_one_line(run, chat, data):
     ("content", "message"),
     [
         (b"Write something.", "query.txt lacks the placeholder {persona}"),
-        (b"\xff{persona}", "cannot read the prompt"),
+        (b"\xff{persona}", "query.txt: it is not UTF-8"),
     ],
 )
 def test_a_prompt_that_cannot_do_is_one_line(run, data, content, message):

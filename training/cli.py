@@ -34,7 +34,10 @@ EPILOG = (
     "vectors with.",
 )  # fmt: skip
 @click.option("--base", help="Model to align: a folder or Hub id.  [default: the default base]")
-@click.option("--data", help="Records instead of the domain's own: a file or a Hub dataset id.")
+@click.option(
+    "--data",
+    help="Records instead of the domain's own: a file, a folder of av-synth or a Hub dataset id.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write.  [default: avs/DOMAIN]"
 )

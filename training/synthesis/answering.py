@@ -43,7 +43,7 @@ class Answering:
         calls = len(self._todo()) + more * len(self.domain.levels)
         said = [self.instruction(level) + self.domain.levels[level] for level in self.domain.levels]
         said = sum(map(len, said)) // len(said)
-        read = tokens_in(len(self.prompt) + said + QUERY)
+        read = tokens_in(len(self.prompt.text) + said + QUERY)
         written = TYPICAL * sum(range(1, len(PARAGRAPHS) + 1)) // len(PARAGRAPHS)
         return Estimate(calls, calls * read, calls * written)
 

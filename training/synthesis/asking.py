@@ -29,7 +29,7 @@ class Asking:
             more: personas without a query that are still to come.
         """
         calls = more + sum(persona.query is None for persona in self._todo())
-        read = tokens_in(len(self.prompt) + PERSONA)
+        read = tokens_in(len(self.prompt.text) + PERSONA)
         return Estimate(calls, calls * read, calls * TYPICAL)
 
     def make(self) -> int:

@@ -21,6 +21,7 @@ TYPICAL, MOST = 130, 400
 # Characters of a persona, and of the schema in words.
 PERSONA, SCHEMA = 150, 500
 BULLET = re.compile(r"^\s*(?:[-*•]|\(?(?:\d+|[A-Za-z])[.):])\s+")
+WORD = re.compile(r"[^\W\d_]{2}")
 PLAIN = (
     "\n\nWrite the people only, without their questions: one person a line, one sentence each, and "
     "nothing else."
@@ -62,7 +63,7 @@ class Creation:
         missing = self.missing()
         calls = -(-missing // self.tree.children)
         shape = len(PLAIN) if self.plain else SCHEMA
-        read = tokens_in(len(self.prompts["expand"]) + PERSONA + shape)
+        read = tokens_in(len(self.prompts["expand"].text) + PERSONA + shape)
         written = tokens_in(PERSONA) if self.plain else TYPICAL
         return Estimate(calls, calls * read, missing * written)
 
@@ -135,13 +136,18 @@ class Creation:
             people = [(one.persona, one.query.strip() or None) for one in answer.people]
         else:
             completion = await client.complete([{"role": "user", "content": text + PLAIN}], **how)
-            people = [(line, None) for line in _lines(completion.text)]
+            people = [(line, None) for line in _lines(completion)]
         found = [{"persona": " ".join(p.split()), "query": q} for p, q in people if p.strip()]
         if not found:
             raise InvalidOutput(f"{client.endpoint.model} has named no people", completion)
         return found[: expansion.count], completion
 
 
-def _lines(text: str) -> list[str]:
-    """The lines of a list, without what they are numbered with."""
-    return [line for raw in text.splitlines() if (line := BULLET.sub("", raw).strip())]
+def _lines(completion: Completion) -> list[str]:
+    """The lines of a list, without what they are numbered with, what announces them, and the last one
+    where it was cut off."""
+    lines = completion.text.splitlines()
+    if completion.finish_reason == "length" and len(lines) > 1:
+        lines.pop()
+    found = [BULLET.sub("", line).strip() for line in lines]
+    return [line for line in found if WORD.search(line) and not line.endswith(":")]

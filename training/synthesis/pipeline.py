@@ -44,7 +44,7 @@ class Pipeline:
         """
         results = {}
         if self.created:
-            results[CREATED] = f"{self.creation.make():,} of {self.created:,} personas created"
+            results[CREATED] = f"{self.creation.make():,} personas created"
         results[QUERIES] = f"{self.asking.make():,} queries"
         results[RESPONSES] = f"{self.answering.make():,} responses"
         results[RECORDS] = str(clean_made(self.folder))
