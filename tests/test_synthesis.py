@@ -370,6 +370,7 @@ def test_other_queries_get_other_responses(run, chat, data, tmp_path):
     assert {row["query"] for row in rows} == {"What now?"}
     assert not first & {row["id"] for row in rows}
     assert len(rows) == 1  # who ask the same are cleaned away
+    assert len(lines(data / "responses.jsonl")) == 2 * 4 * len(LEVELS)
 
 
 # --- prompts -----------------------------------------------------------------------------------

@@ -54,8 +54,12 @@ def clean_made(folder: DataFolder, rules: Rules | None = None) -> Cleaning:
         AVError: a library is missing, no record is clean, or a file cannot be written.
     """
     rules = rules or Rules.of(folder.domain)
-    cleaned = _sift(folder, made(candidates(folder)), rules)
-    write_records(folder, [one.row for one in cleaned.kept], as_markdown(cleaned, rules))
+    rows = candidates(folder)
+    if not rows:
+        raise AVError(f"{folder.path} has no queries yet: make them with av-synth queries")
+    cleaned = _sift(folder, made(rows), rules)
+    kept = [one.row for one in cleaned.kept]
+    write_records(folder, kept, as_markdown(cleaned, rules), rules.language)
     return Cleaning(folder.path, cleaned)
 
 

@@ -42,10 +42,12 @@ def run(domain, count, out, source, tree, plain, making, push_to_hub, private):
 
     from mergekit_av.domains import load_domain
 
+    from .cleaning import require_libraries
     from .folder import DataFolder
     from .pipeline import Pipeline
     from .sampling import sample
 
+    require_libraries()  # of the last stage, before the first is paid for
     chosen = load_domain(domain)
     folder = DataFolder.begin(out or Path("data") / chosen.name, chosen)
     maker = making.maker(folder)

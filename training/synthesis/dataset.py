@@ -9,7 +9,6 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from mergekit_av.card_parts import Kept, assemble
-from mergekit_av.errors import AVError
 from mergekit_av.files import write_whole
 from mergekit_av.markdown import facts, fenced, table, text
 from mergekit_av.records import RECORDS
@@ -23,34 +22,37 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
 
 def write_records(
-    folder: DataFolder, rows: Sequence[Mapping[str, Any]], cleaning: str | None = None
+    folder: DataFolder, rows: Sequence[Mapping[str, Any]], cleaning: str, language: str
 ) -> None:
     """Write the records of a data set, and its card; what a user wrote into the card is kept.
 
     Args:
-        rows: see `candidates`; each with a response at every level.
+        rows: see `candidates`; at least one, each with a response at every level.
         cleaning: Markdown on what was left out and why, for the card.
+        language: of the texts, ISO 639-1.
 
     Raises:
-        AVError: there are none, or they cannot be written.
+        AVError: they cannot be written.
     """
-    if not rows:
-        raise AVError(f"{folder.path}: no record is left; see what was made in its .jsonl files")
     lines = [{key: row[key] for key in FIELDS if row.get(key) is not None} for row in rows]
     file = folder.path / CARD
     kept = Kept.of(file.read_text("utf-8", errors="replace")) if file.is_file() else Kept()
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_whole(folder.path / RECORDS, content)
-    write_whole(file, card(folder, lines, cleaning, kept))
+    write_whole(file, card(folder, lines, cleaning, language, kept))
 
 
 def card(
-    folder: DataFolder, rows: Sequence[Mapping[str, Any]], cleaning: str | None, kept: Kept
+    folder: DataFolder,
+    rows: Sequence[Mapping[str, Any]],
+    cleaning: str,
+    language: str,
+    kept: Kept,
 ) -> str:
     """The data set's page on the Hub."""
     domain = folder.domain
     front = DatasetCardData(
-        language="en",
+        language=language,
         pretty_name=f"{domain.name}: {', '.join(domain.levels)}",
         size_categories=[_size(len(rows))],
         task_categories=["text-generation"],
@@ -81,7 +83,8 @@ def card(
                 "last made": max((_said(row, "date") for row in rows), default=""),
             }
         ),
-        *(["## Cleaning", cleaning] if cleaning else []),
+        "## Cleaning",
+        cleaning,
         "## Limits",
         "Nobody made these experiences, and no professional has checked the answers: they are material "
         "for alignment, not advice. The terms of whoever provided the model may limit what it is used "

@@ -11,6 +11,7 @@ SIMILARITY = 0.7
 # Words in a shingle: fewer make all queries of a domain alike.
 SHINGLE = 3
 PERMUTATIONS = 128
+LOOK = 0.7
 
 
 def same_queries(queries: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -35,8 +36,8 @@ def similar_queries(
     """
     from datasketch import MinHash, MinHashLSH
 
-    # Missing a pair costs more than comparing one in vain.
-    index = MinHashLSH(similarity, PERMUTATIONS, weights=(0.2, 0.8))
+    # Comparing a pair in vain costs nothing: look further than needed, and miss none.
+    index = MinHashLSH(LOOK * similarity, PERMUTATIONS, weights=(0.2, 0.8))
     shingles = [_shingles(query) for query in queries]
     for position, own in enumerate(tqdm(shingles, desc="Comparing", unit="query")):
         hashed = MinHash(PERMUTATIONS)

@@ -9,8 +9,11 @@
     responses.jsonl    a response to each query at each level
     old/               stages that were started over
     spending.json      stage → calls, tokens, USD
-    records.jsonl      the data set: what av-train reads
+    records.jsonl      the data set, cleaned: what av-train reads
     README.md          its card
+    dropped.jsonl      what was left out, and why
+    cleaning.md        how much was, and what the lengths tell; cleaning.json has the numbers
+    annotations/       annotator → what they say of responses
 
 The four stages are journals: a line is added, and is on disk, when its completion is there. A line
 that a model made has `made`: `model`, `date` (UTC), `finish_reason`, `prompt` (its fingerprint), and

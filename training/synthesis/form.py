@@ -22,7 +22,7 @@ def wrong_form(text: str) -> str | None:
         # "1984. What a year" is a numbered list of one item to Markdown, and to nobody else.
         if token in tokens and (token != "ordered_list_open" or tokens.count("list_item_open") > 1):
             return name
-    if BULLET.search(text):
+    if len(BULLET.findall(text)) > 1:
         return "a list"
     return "a heading" if BOLD_LINE.search(text) else None
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 # paragraph may be full of names and terms from elsewhere: of the built-in records' 1,600 English
 # paragraphs the least English one has 0.02.
 FOREIGN = 0.005
-# A few words can be in any language: "See a doctor." is Maori to a detector.
-MIN_CHARACTERS = 40
+# A few words can be in any language: "See a doctor." is Maori to a detector. From so many characters
+# on a paragraph is looked at; with so many left, what remains of it is looked at again.
+MIN_CHARACTERS, MIN_REST = 40, 20
 # What is quoted may be in any language: an answer may be how to say something in Polish.
 QUOTED = re.compile(r"(?<!\w)['\"“„‘‚«].+?['\"”“’‘»](?!\w)", re.DOTALL)
 # Japanese says as much in fewer characters.
@@ -50,15 +51,19 @@ class Foreign:
         """The language of the first paragraph that is not in the wanted one; None if all are."""
         for paragraph in re.split(r"\n\s*\n", text):
             if self._is_foreign(paragraph):
-                unquoted = QUOTED.sub(" ", paragraph)
-                if _length(unquoted) < MIN_CHARACTERS or self._is_foreign(unquoted):
-                    found = self._detector.detect_language_of(paragraph)
-                    return found.name.capitalize() if found else "no known language"
+                found = self._detector.detect_language_of(paragraph)
+                return found.name.capitalize() if found else "no known language"
         return None
 
-    def _is_foreign(self, text: str) -> bool:
+    def _is_foreign(self, paragraph: str) -> bool:
+        if _length(paragraph) < MIN_CHARACTERS:
+            return False
+        unquoted = QUOTED.sub(" ", paragraph)
+        # Names and borrowed nouns: an English sentence may say where to get a Pfändungsschutzkonto.
+        rests = [unquoted, " ".join(word for word in unquoted.split() if not word[0].isupper())]
+        looks = [paragraph, *(rest for rest in rests if _length(rest) >= MIN_REST)]
         confidence = self._detector.compute_language_confidence
-        return _length(text) >= MIN_CHARACTERS and confidence(text, self._wanted) < FOREIGN
+        return all(confidence(look, self._wanted) < FOREIGN for look in looks)
 
 
 def _length(text: str) -> int:

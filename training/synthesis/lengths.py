@@ -97,21 +97,20 @@ def balance(words: np.ndarray) -> np.ndarray:
         AVError: too few records would be left.
     """
     kept, width = np.arange(len(words)), words.shape[1]
-    while True:
+    while len(kept) >= max(2, MIN_SHARE * len(words)):
         some = words[kept]
         parts = _over_all(some), _within(some)
         if max(_statistic(*part) for part in parts) <= width - 1:
             return kept
-        if len(kept) <= max(1, MIN_SHARE * len(words)):
-            raise AVError(
-                f"the lengths follow the level in too many of the {len(words)} records to balance "
-                "them: make the responses anew, with lengths drawn alike for all levels"
-            )
         without = sum(
             scale * ((deviations.sum(axis=0) - deviations) ** 2).sum(axis=1)
             for deviations, scale in parts
         )
         kept = np.delete(kept, without.argsort()[: max(1, int(STEP * len(kept)))])
+    raise AVError(
+        f"the lengths follow the level in too many of the {len(words)} records to balance them: make "
+        "the responses anew, with lengths drawn alike for all levels"
+    )
 
 
 def _over_all(words: np.ndarray) -> tuple[np.ndarray, float]:

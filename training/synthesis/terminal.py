@@ -48,7 +48,8 @@ def _show(item: Item, domain: Domain, keys: dict[str, str], number: int, total: 
     for name, text in (("Query", item.query), ("Response", item.response)):
         click.secho(f"\n{name}\n", bold=True)
         click.echo("\n\n".join(_wrapped(part) for part in text.split("\n\n")))
-    click.secho(f"\nWhich of these is the response? ({domain.description})\n", bold=True)
+    about = f" ({domain.description})" if domain.description else ""
+    click.secho(f"\nWhich of these is the response?{about}\n", bold=True)
     for key, level in keys.items():
         click.echo(_wrapped(f"{level}: {domain.levels[level]}".rstrip(": "), f"{key}  "))
     click.secho(f"\n{UNDO} takes the last one back, {QUIT} stops; all is kept", dim=True)
