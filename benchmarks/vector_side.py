@@ -2,14 +2,16 @@
 
 Each variant of a vector is written as a vector of its own and measured, as by av-sweep, at some λ:
 preference accuracies on validation records, the smooth margins behind them, and the damage that the
-guard of the usable range sees in the model's own answers (1 is its limit). An operation earns its
-place where it changes behaviour by as much at less damage; one that only stretches λ does not.
+guard of the usable range sees in the model's own answers (1 is its limit). Beside it stands the damage
+of the plain vector at the λ that gives the same margin of the best level over the worst. An operation
+earns its place where it does less; one that only stretches λ does not.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from mergekit.sparsify import RescaleNorm, SparsificationMethod, sparsify
 
@@ -31,6 +33,8 @@ DENSITIES = (0.5, 0.2, 0.1)
 RANKS = (8, 32, 128)
 # recipes/layers.yml: mergekit's gradient over the layers.
 LAYERS = (0.0, 0.5, 1.0, 1.0)
+# λ of the plain vector, with which everything else is compared.
+YARDSTICK = (-1.0, -0.5, 0.5, 1.0)
 
 
 def operations(others: list[AlignmentVector], layers: int) -> dict[str, Operation]:
@@ -61,8 +65,10 @@ def operations(others: list[AlignmentVector], layers: int) -> dict[str, Operatio
 
     def profiled(name: str, delta: torch.Tensor) -> torch.Tensor:
         number = next((int(part) for part in name.split(".") if part.isdigit()), None)
-        if number is None:
-            return delta
+        if (
+            number is None
+        ):  # as mergekit: embeddings are before the layers, the last norm after them
+            return delta * LAYERS[0 if "embed_tokens" in name else -1]
         place = number / (layers - 1) * (len(LAYERS) - 1)
         low = min(int(place), len(LAYERS) - 2)
         return delta * (LAYERS[low] + (place - low) * (LAYERS[low + 1] - LAYERS[low]))
@@ -98,17 +104,23 @@ def write_variant(vector: AlignmentVector, operation: Operation, out: Path) -> A
     )
 
 
-def row(name: str, point: Point, base: Point, norm: float) -> str:
-    """One line of the table: what a variant does at one λ."""
-    (value,) = point.lambdas.values()
+def margins(point: Point) -> list[float]:
+    """Mean log-probability of the best level over that of each other, in nats per token."""
     (result,) = point.results.values()
-    levels = list(result.mean_log_prob)
-    shares = " / ".join(f"{result.accuracy[level].value:.2f}" for level in levels)
-    best, *worse = (result.mean_log_prob[level].value for level in levels)
-    margins = " / ".join(f"{best - other:+.2f}" for other in worse)
+    best, *others = (estimate.value for estimate in result.mean_log_prob.values())
+    return [best - other for other in others]
+
+
+def row(name: str, norm: float, point: Point, plain: list[Point]) -> str:
+    """One line of the table: what a variant does at one λ, against the plain vector's points."""
+    (value,), (result,) = point.lambdas.values(), point.results.values()
+    base = next(some for some in plain if some.lambdas == {"av": 0})
     damage = point.fluency.damage(base.fluency)
-    verdict = "usable" if damage <= 1 else ""
-    return f"| {name} | {norm:.0%} | {value:+g} | {shares} | {margins} | {damage:.2f} | {verdict} |"
+    curve = sorted((margins(some)[-1], some.fluency.damage(base.fluency)) for some in plain)
+    same = np.interp(margins(point)[-1], *zip(*curve, strict=True))
+    shares = " / ".join(f"{estimate.value:.2f}" for estimate in result.accuracy.values())
+    over = " / ".join(f"{margin:+.2f}" for margin in margins(point))
+    return f"| {name} | {norm:.0%} | {value:+g} | {shares} | {over} | {damage:.2f} | {same:.2f} |"
 
 
 @click.command(context_settings={"show_default": True})
@@ -118,14 +130,14 @@ def row(name: str, point: Point, base: Point, norm: float) -> str:
     help="Vectors of the same base: what they share with it is removed.",
 )  # fmt: skip
 @click.option("--base", help="Base model: a folder or Hub id.  [default: the default base]")
-@click.option("--lambda", "lambdas", multiple=True, type=float, default=(-1, -0.5, 0.5, 1))
+@click.option("--lambda", "lambdas", multiple=True, type=float, default=(-1, 1))
 @click.option("--only", multiple=True, help="Variants to measure.  [default: all]")
 @click.option("--records", default=8, help="Validation records scored.")
 @click.option("--generate", default=6, help="Of them answered by the model itself.")
-@click.option("--max-new-tokens", default=80)
+@click.option("--max-new-tokens", default=60)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/vector_side"))
 def main(av, others, base, lambdas, only, records, generate, max_new_tokens, out):
-    """Print a Markdown table: variant, its norm, λ, accuracies, margins, damage.
+    """Print a Markdown table: variant, its norm, λ, accuracies, margins, damage, plain's damage.
 
     Variants and evaluations are kept in OUT; the same command goes on where it was.
     """
@@ -146,11 +158,12 @@ def main(av, others, base, lambdas, only, records, generate, max_new_tokens, out
     levels = "/".join(domain.levels)
     click.echo(f"{vector.metadata.base.id}, {av}, {len(task.records)} validation records,")
     click.echo(f"{len(asked.records)} answers of up to {max_new_tokens} tokens, float32\n")
-    click.echo(f"| variant | norm | λ | accuracy {levels} | margins | damage | |")
+    click.echo(f"| variant | norm | λ | accuracy {levels} | margins | damage | of plain |")
     click.echo("| --- | --- | --- | --- | --- | --- | --- |")
     identity = fingerprint(Checkpoint(resolve(source)))
+    plain: list[Point] = []
     with Store(out / EVALUATIONS) as store:
-        for name in only or chosen:
+        for name in ("plain", *(only or list(chosen)[1:])):
             variant = write_variant(vector, chosen[name], out / name)
             norm = variant.metadata.statistics["norm"] / vector.metadata.statistics["norm"]
             knobs = Knobs(model, {"av": variant}, rounding="nearest")
@@ -159,11 +172,13 @@ def main(av, others, base, lambdas, only, records, generate, max_new_tokens, out
                 Identity.of(identity, knobs.vectors, knobs.rounding, knobs.seed, model.dtype),
                 store,
             )
-            points = list(sweep(evaluator, "av", lambdas, [task], asked, max_new_tokens))
-            at_base = next(point for point in points if point.lambdas["av"] == 0)
-            for point in sorted(points, key=lambda point: point.lambdas["av"]):
-                if point is not at_base or name == "plain":
-                    click.echo(row(name, point, at_base, norm))
+            values = lambdas if plain else YARDSTICK
+            points = list(sweep(evaluator, "av", values, [task], asked, max_new_tokens))
+            points.sort(key=lambda point: point.lambdas["av"])
+            for point in points:
+                if not plain or point.lambdas["av"]:
+                    click.echo(row(name, norm, point, plain or points))
+            plain = plain or points
             knobs.detach()
 
 
