@@ -138,7 +138,7 @@ def judged_table(results: Sequence[Judged]) -> str:
             first = level == next(iter(result.shares))
             name = f"{result.domain} ({result.tally.labelled})" if first else ""
             rows.append([name, level, f"{share.value:.2f}", interval(share)])
-    lines = [aligned(rows)]
+    lines = [aligned(rows)] if len(rows) > 1 else []
     for result in results:
         lines += [f"{result.domain}: {result.tally}", f"{result.domain}: {_worth(result.check)}"]
     return "\n".join(lines)

@@ -140,6 +140,7 @@ def test_what_is_no_label_is_counted_and_not_guessed(arguments, chat, prose):
     assert domain["shares"] == {} and domain["check"]["kappa"] is None
     assert domain["tally"]["unparseable"] == 3 and domain["tally"]["undecided"] == 3
     assert "3 answers, 3 judgements, 3 of them no label" in out and "it gave no label" in out
+    assert "judged share" not in out  # there is none
 
 
 def test_a_letter_may_have_emphasis_and_thoughts_around_it(arguments, chat):
