@@ -80,7 +80,8 @@ def _measure(step: str, base: Path, vector: Path, value: float) -> tuple[dict, s
         write_whole(file, yaml.safe_dump(recipe, sort_keys=False))
         _run(f"{step}: merge", ["mergekit-yaml", file, model, "--quiet"])
     report = FOLDER / f"lambda{value:+g}.json"
-    command = ["av-eval", model, "--domain", DOMAIN, "--answers", "1", "--json", report]
+    shown = ["--answers", "1", "--max-new-tokens", "80"]
+    command = ["av-eval", model, "--domain", DOMAIN, *shown, "--json", report]
     _run(f"{step}: evaluate", command)
     answer = next(iter(json.loads(report.read_text("utf-8"))["answers"][DOMAIN].values()))
     return read_domain(report, DOMAIN), answer
