@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from faults import is_due
+
 JSON = {"Content-Type": "application/json"}
 
 
@@ -52,14 +54,7 @@ class Fault:
     times: int | None = 1
 
     def meets(self, body: dict) -> bool:
-        if self.times == 0 or not self.when(body):
-            return False
-        if self.after:
-            self.after -= 1
-            return False
-        if self.times is not None:
-            self.times -= 1
-        return True
+        return self.when(body) and is_due(self)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from faults import is_due
 from xet_storage import XetStorage
 
 # What the Hub's own .gitattributes sends to large file storage.
@@ -103,14 +104,7 @@ class Fault:
     times: int | None = 1
 
     def meets(self, request: str) -> bool:
-        if self.times == 0 or not re.search(self.pattern, request):
-            return False
-        if self.after:
-            self.after -= 1
-            return False
-        if self.times is not None:
-            self.times -= 1
-        return True
+        return bool(re.search(self.pattern, request)) and is_due(self)
 
 
 @dataclass(frozen=True)

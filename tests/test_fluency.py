@@ -43,6 +43,8 @@ def test_repetition_is_a_share_and_grows_with_it(some, others):
     text = " ".join(some + others)
     assert 0 <= repeated_share([text]) < 1
     assert repeated_share([text, text]) >= repeated_share([text])
+    if len(some + others) >= 4:
+        assert repeated_share([text, text]) >= 0.5
 
 
 @settings(deadline=None)

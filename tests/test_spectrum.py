@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from test_training import LEARNS
 from training_runs import av_train, contents, training, write_domain
 
@@ -10,6 +11,7 @@ from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_pro
 from mergekit_av.errors import AVError
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.training.lambdas import parse_lambdas
+from mergekit_av.training.spectrum import _oriented
 
 BOTH = ["--lambdas", "1,-1", *LEARNS, "--num_train_epochs", "6", "--beta", "0.25"]
 
@@ -54,6 +56,21 @@ def test_a_level_between_is_trained_at_its_own_lambda(tmp_path, base):
     assert gain[1] > gain[0]
     ends = gains(tmp_path, base, 1).mean(axis=0), gains(tmp_path, base, -1).mean(axis=0)
     assert ends[0][0] > ends[0][2] and ends[1][2] > ends[1][0]
+
+
+def test_at_each_lambda_a_batch_is_turned_pair_by_pair():
+    # Two pairs: expert over generic turns at 0.25, generic over avoidance at -0.75.
+    batch = {
+        "input_ids": torch.tensor([[1, 1], [2, 2], [3, 3], [4, 4]]),
+        "ref_chosen_logps": torch.tensor([-1.0, -2.0]),
+        "ref_rejected_logps": torch.tensor([-3.0, -4.0]),
+        "turn": torch.tensor([0.25, -0.75]),
+    }
+    for value, order in ((1, [1, 2, 3, 4]), (-0.5, [3, 2, 1, 4]), (-1, [3, 4, 1, 2])):
+        turned = _oriented(batch, value)
+        assert turned["input_ids"].tolist() == [[token, token] for token in order], value
+        logps = [*turned["ref_chosen_logps"].tolist(), *turned["ref_rejected_logps"].tolist()]
+        assert logps == [-token for token in order] and "turn" not in turned
 
 
 def test_a_killed_run_continues_to_the_same_vector(tmp_path, base, trained):
