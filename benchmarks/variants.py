@@ -56,10 +56,8 @@ def main(variants, domains, seeds, lambdas, generate, max_records, base, out, ta
         for domain in domains
         for seed in seeds
     ]
-    for variant, domain, seed, folder in runs:
+    for variant, domain, seed, folder in () if table_only else runs:
         vector, sweep = folder / "av", folder / "sweep"
-        if table_only:
-            continue
         if not vector.exists():
             command = ["av-train", "--domain", domain, "--out", vector, "--output_dir",
                        folder / "run", "--overwrite", "--seed", seed, *WHOLE, *VARIANTS[variant]]  # fmt: skip
@@ -69,10 +67,11 @@ def main(variants, domains, seeds, lambdas, generate, max_records, base, out, ta
             command = ["av-sweep", "--av", f"{domain}={vector}", f"--lambda={lambdas}",
                        "--generate", generate, "--no-prompting", "--out", sweep, *records]  # fmt: skip
             _run([*command, *on])
-    click.echo("\n| variant | domain | seed | usable range | " + " | ".join(
-        f"{level} (λ) validation / test" for level in load_domain(domains[0]).levels
-    ) + " | norm | minutes |")  # fmt: skip
-    click.echo("| " + " | ".join(["---"] * (4 + len(load_domain(domains[0]).levels) + 2)) + " |")
+    levels = [f"{level}: validation / test, λ" for level in load_domain(domains[0]).levels]
+    head = ["variant", "domain", "seed", "usable range", *levels, "norm", "minutes"]
+    click.echo()
+    _row(head)
+    _row(["---"] * len(head))
     for variant, domain, seed, folder in runs:
         if (folder / "sweep/sweep.json").exists():
             _line(variant, domain, seed, folder)
@@ -96,8 +95,11 @@ def _line(variant: str, domain: str, seed: int, folder: Path) -> None:
     ]
     minutes = ((metadata.training or {}).get("seconds") or float("nan")) / 60
     norm = metadata.statistics["norm"]
-    line = [variant, domain, seed, f"{low:g} … {high:g}", *cells, f"{norm:.2f}", f"{minutes:.0f}"]
-    click.echo("| " + " | ".join(map(str, line)) + " |")
+    _row([variant, domain, seed, f"{low:g} … {high:g}", *cells, f"{norm:.2f}", f"{minutes:.0f}"])
+
+
+def _row(cells: list) -> None:
+    click.echo("| " + " | ".join(map(str, cells)) + " |")
 
 
 if __name__ == "__main__":

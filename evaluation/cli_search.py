@@ -250,7 +250,7 @@ def _engine(setup: "Setup", workers: int) -> Iterator[tuple[Any, Any, Any]]:
 
     tokenizer = tokenizer_of(setup.base)
     if workers == 1:
-        measurer = setup.measurer()
+        measurer = setup.measurer(tokenizer)
         yield measurer, measurer.model, tokenizer
         return
 

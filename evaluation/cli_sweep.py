@@ -105,7 +105,7 @@ def av_sweep(
             _check_card(name, vector, calibrated, identity)
     tokenizer = tokenizer_of(source)
     folders = {name: str(vector.folder) for name, vector in vectors.items()}
-    measurer = Setup(source, folders, dtype, device, rounding, seed, transfer).measurer()
+    measurer = Setup(source, folders, dtype, device, rounding, seed, transfer).measurer(tokenizer)
     model = measurer.model
 
     def task(domain: Domain, split: str, limit: int | None = max_records, new_tokens: int = 0):

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mergekit_av.arithmetic import Rounding
-from mergekit_av.chat import ensure_chat_template
 from mergekit_av.knobs import Knobs
 from mergekit_av.logprobs import mean_log_probs
-from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.models import load_model
 
 from .answers import greedy_answers
 from .fluency import answers_log_prob
@@ -68,14 +67,16 @@ class Setup:
     seed: int
     transfer: bool
 
-    def measurer(self) -> "Measurer":
-        """Load everything.
+    def measurer(self, tokenizer: "PreTrainedTokenizerBase") -> "Measurer":
+        """Load the model and the vectors.
+
+        Args:
+            tokenizer: the base's, with a chat template.
 
         Raises:
             AVError: the base does not load, or a vector is not one of it.
         """
-        model, tokenizer = load_model(self.base, self.dtype, self.device), load_tokenizer(self.base)
-        ensure_chat_template(tokenizer)
+        model = load_model(self.base, self.dtype, self.device)
         options = {"rounding": self.rounding, "seed": self.seed, "transfer": self.transfer}
         return Measurer(Knobs(model, self.vectors, **options), model, tokenizer)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mergekit_av.errors import AVError
 
+from .inputs import tokenizer_of
 from .measurer import Job, Measured, Setup
 
 
@@ -61,7 +62,7 @@ class _Worker:
 
     def load(self, setup: Setup) -> None:
         # Not in __init__: Ray would tell no more of an error there than that the process is gone.
-        self._measurer = setup.measurer()
+        self._measurer = setup.measurer(tokenizer_of(setup.base))
 
     def measure(self, number: int, job: Job) -> Measured:
         [found] = self._measurer.measure([job])

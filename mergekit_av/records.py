@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .domains import SPLITS, Domain
+from .domains import DOMAIN, SPLITS, Domain
 from .errors import AVError
 from .models import first_line
 
@@ -290,7 +290,7 @@ def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None, str
 
 def _of_datasets(folder: Path) -> bool:
     """Whether a folder is a copy of a Hub dataset, and not one that av-synth has begun."""
-    return any(folder.iterdir()) and not (folder / "domain.yml").is_file()
+    return any(folder.iterdir()) and not (folder / DOMAIN).is_file()
 
 
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:

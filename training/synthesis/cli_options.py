@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .folder import DataFolder
     from .maker import Estimate, Maker
 
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write.  [default: data/DOMAIN]"
+)
 folder_argument = click.argument("folder", type=click.Path(path_type=Path))
 seed_option = click.option("--seed", type=int, default=0, help="Of all that is drawn.")
 restart_option = click.option(
@@ -69,6 +72,16 @@ def maker_options(function: Callable) -> Callable:
         return function(*args, making=making, **options)
 
     return run
+
+
+def begin(domain: str, out: Path | None) -> "DataFolder":
+    """The data folder of a domain, by name or file; begun where it is not there."""
+    from mergekit_av.domains import load_domain
+
+    from .folder import DataFolder
+
+    chosen = load_domain(domain)
+    return DataFolder.begin(out or Path("data") / chosen.name, chosen)
 
 
 def carry_out(

@@ -1,21 +1,18 @@
 """`av-synth personas`: who asks."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import click
 
 from mergekit_av.cli import command
 
-from .cli_options import carry_out, maker_options
+from .cli_options import begin, carry_out, maker_options, out_option
 from .cli_tree import SHAPE, tree_options
 
 
 @command
 @click.option("--domain", required=True, metavar="NAME|FILE.yml", help="What they ask about.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder to write.  [default: data/DOMAIN]"
-)
+@out_option
 @click.option(
     "--from",
     "source",
@@ -43,12 +40,9 @@ def personas(domain, out, source, sample, create, tree, depth, plain, making):
     if sample and create:
         raise click.UsageError("--sample goes with --from")
 
-    from mergekit_av.domains import load_domain
+    from .folder import CREATED
 
-    from .folder import CREATED, DataFolder
-
-    chosen = load_domain(domain)
-    folder = DataFolder.begin(out or Path("data") / chosen.name, chosen)
+    folder = begin(domain, out)
     if source:
         from .sampling import sample as draw
 

@@ -1,12 +1,10 @@
 """`av-synth run`: a data set from its domain, in one go."""
 
-from pathlib import Path
-
 import click
 
 from mergekit_av.cli import command
 
-from .cli_options import carry_out, maker_options
+from .cli_options import begin, carry_out, maker_options, out_option
 from .cli_tree import tree_options
 
 
@@ -20,9 +18,7 @@ from .cli_tree import tree_options
     required=True,
     help="Queries to make; cleaning leaves fewer records.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder to write.  [default: data/DOMAIN]"
-)
+@out_option
 @click.option(
     "--from",
     "source",
@@ -40,16 +36,12 @@ def run(domain, count, out, source, tree, plain, making, push_to_hub, private):
     if private and not push_to_hub:
         raise click.UsageError("--private goes with --push-to-hub")
 
-    from mergekit_av.domains import load_domain
-
     from .cleaning import require_libraries
-    from .folder import DataFolder
     from .pipeline import Pipeline
     from .sampling import sample
 
     require_libraries()  # of the last stage, before the first is paid for
-    chosen = load_domain(domain)
-    folder = DataFolder.begin(out or Path("data") / chosen.name, chosen)
+    folder = begin(domain, out)
     maker = making.maker(folder)
     if source:
         sample(folder, source, count, maker.seed, maker.restart)
