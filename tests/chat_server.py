@@ -59,7 +59,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, by which key, and when it came and was answered (seconds of a clock)."""
+    """What was asked, by which key, and when it came (seconds of a clock)."""
 
     body: dict[str, Any]
     key: str | None
@@ -131,17 +131,20 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         key = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         with self.chat.lock:
-            self.chat.requests.append(Request(body, key, came, self.path))
+            # A request that stalls may outlive its test: it must not take what is meant for the next.
+            requests, write = self.chat.requests, self.chat.write
+            requests.append(Request(body, key, came, self.path))
             self.chat.under_way += 1
             self.chat.most = max(self.chat.most, self.chat.under_way)
             fault = next((fault for fault in self.chat.faults if fault.meets(body)), None)
         try:
-            self._reply(body, fault or Fault())
+            self._reply(body, fault or Fault(), write)
         finally:
             with self.chat.lock:
-                self.chat.under_way -= 1
+                if self.chat.requests is requests:
+                    self.chat.under_way -= 1
 
-    def _reply(self, body: dict, fault: Fault) -> None:
+    def _reply(self, body: dict, fault: Fault, write: Callable[[dict], "str | Answer"]) -> None:
         time.sleep(self.chat.delay + fault.stall)
         if fault.status != 200 or fault.body is not None:
             return self._send(fault.status, (fault.body or "").encode(), fault.headers)
@@ -149,11 +152,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, b'{"detail": "Not Found"}')
         if "response_format" in body and not self.chat.takes_schema:
             return self._send(400, b'{"error": {"message": "unknown field response_format"}}')
-        content = json.dumps(self._completion(body)).encode()
+        content = json.dumps(self._completion(body, write(body))).encode()
         self._send(200, content, fault.headers, fault.cut)
 
-    def _completion(self, body: dict) -> dict:
-        answer = self.chat.write(body)
+    def _completion(self, body: dict, answer: "str | Answer") -> dict:
         if isinstance(answer, str):
             answer = Answer(answer)
         text, reason = answer.text, answer.finish_reason
