@@ -77,7 +77,7 @@ def judge_options(function: Callable) -> Callable:
         "repeats",
         type=click.IntRange(min=1),
         default=REPEATS,
-        help="Judgements of each answer, with the levels in another order.",
+        help="Judgements of each answer, with the levels in another order and other words.",
     )
     @click.option(
         "--judge-rubric",

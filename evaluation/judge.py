@@ -102,8 +102,8 @@ class Judge:
     """A judge and its rubric.
 
     The levels are shown as lettered options. Their order, their letters, and their wording, where the
-    domain has paraphrases, are drawn for each item and repeat, so that a preference for a place, a
-    letter or a phrase cancels out instead of making a level.
+    domain has paraphrases, are drawn for each item and repeat, so that a preference for a place or a
+    letter cancels out instead of making a level, and no single phrase decides.
 
     Args:
         rubric: has the placeholders of `PLACEHOLDERS`.
