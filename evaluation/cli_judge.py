@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergekit_av.cli import given
 from mergekit_av.cli_completions import ClientOptions, completion_options
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def judge_options(function: Callable) -> Callable:
         "repeats",
         type=click.IntRange(min=1),
         default=REPEATS,
-        help="Judgements of each answer, with the levels in another order.",
+        help="Judgements of each answer, with the levels in another order and other words.",
     )
     @click.option(
         "--judge-rubric",
@@ -98,8 +99,8 @@ def judge_options(function: Callable) -> Callable:
     @functools.wraps(function)
     def run(*args: Any, client_options: ClientOptions, wanted: bool, **options: Any) -> Any:
         own = {key: options.pop(key) for key in _KEYS}
-        if not wanted and client_options.model:
-            raise click.UsageError("--judge-model goes with --judge")
+        if not wanted and (of_judge := [name for name in given() if name.startswith("--judge-")]):
+            raise click.UsageError(f"{of_judge[0]} goes with --judge")
         options["judging"] = JudgeOptions(client_options, **own) if wanted else None
         return function(*args, **options)
 

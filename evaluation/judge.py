@@ -71,7 +71,13 @@ class Verdict:
         return len({label for label in self.labels if label}) > 1
 
 
-Options = dict[str, str]
+@dataclass(frozen=True)
+class _Option:
+    """A level as a judge is shown it."""
+
+    letter: str
+    level: str
+    wording: str
 
 
 @dataclass(frozen=True)
@@ -79,23 +85,25 @@ class _Question:
     """What a judge is asked once.
 
     Attributes:
-        options: letter → level, in the order in which they are shown.
+        options: in the order in which they are shown.
     """
 
     prompt: str
-    options: Options
+    options: tuple[_Option, ...]
 
     def label(self, reply: str) -> str | None:
         """The level that a reply names; None where it is anything but one of the letters."""
         found = LETTER.fullmatch(THOUGHTS.sub("", reply).strip())
-        return self.options.get(found[1]) if found else None
+        levels = {option.letter: option.level for option in self.options}
+        return levels.get(found[1]) if found else None
 
 
 class Judge:
     """A judge and its rubric.
 
-    The levels are shown as lettered options. Their order and their letters are drawn for each item
-    and repeat, so that a preference for a place or a letter cancels out instead of making a level.
+    The levels are shown as lettered options. Their order, their letters, and their wording, where the
+    domain has paraphrases, are drawn for each item and repeat, so that a preference for a place or a
+    letter cancels out instead of making a level, and no single phrase decides.
 
     Args:
         rubric: has the placeholders of `PLACEHOLDERS`.
@@ -153,15 +161,12 @@ class Judge:
                     description=domain.description or domain.name,
                     query=item.query,
                     answer=item.answer or "(The answer is empty.)",
-                    options="\n".join(
-                        f"{letter}) {domain.levels[level] or level}"
-                        for letter, level in options.items()
-                    ),
-                    letters=_either(sorted(options)),
+                    options="\n".join(f"{option.letter}) {option.wording}" for option in options),
+                    letters=_either(sorted(option.letter for option in options)),
                 ),
                 options,
             )
-            for options in _arrangements(list(domain.levels), self.repeats, draw)
+            for options in _arrangements(domain, self.repeats, draw)
         ]
 
     def _verdict(self, item: Item, questions: Sequence[_Question]) -> Verdict:
@@ -179,15 +184,19 @@ class Judge:
         }
 
 
-def _arrangements(levels: Sequence[str], count: int, draw: random.Random) -> list[Options]:
+def _arrangements(domain: Domain, count: int, draw: random.Random) -> list[tuple[_Option, ...]]:
     """So many ways to show levels as options, each once while there are others."""
-    letters, found = string.ascii_uppercase[: len(levels)], []
+    levels, found = list(domain.levels), []
+    letters = string.ascii_uppercase[: len(levels)]
+    ways = math.factorial(len(levels)) ** 2
+    ways *= math.prod(len(domain.wordings(level)) for level in levels)
     while len(found) < count:
         order = draw.sample(levels, len(levels))
-        options = dict(zip(draw.sample(letters, len(levels)), order, strict=True))
-        # Dicts are equal in any order; their items, as a list, are not.
-        seen = [list(other.items()) for other in found]
-        if list(options.items()) not in seen or len(seen) >= math.factorial(len(levels)) ** 2:
+        shown = zip(draw.sample(letters, len(levels)), order, strict=True)
+        options = tuple(
+            _Option(letter, level, draw.choice(domain.wordings(level))) for letter, level in shown
+        )
+        if options not in found or len(found) >= ways:
             found.append(options)
     return found
 

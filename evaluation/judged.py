@@ -50,7 +50,7 @@ class Tally:
         )
 
     def __str__(self) -> str:
-        text = f"{self.items} answers, {self.judgements} judgements"
+        text = f"{_count(self.items, 'answer')}, {_count(self.judgements, 'judgement')}"
         if self.unparseable:
             text += f", {self.unparseable} of them no label"
         if self.cut_off:
@@ -142,6 +142,10 @@ def judged_table(results: Sequence[Judged]) -> str:
     for result in results:
         lines += [f"{result.domain}: {result.tally}", f"{result.domain}: {_worth(result.check)}"]
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _worth(check: Check) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from .errors import AVError
 
@@ -57,6 +58,16 @@ def command(function: Callable) -> click.Command:
 
     name = function.__name__.replace("_", "-")
     return click.command(name, cls=_OneLine, context_settings={"show_default": True})(run)
+
+
+def given() -> list[str]:
+    """The options on the command line of the running command, rather than left at their defaults."""
+    context = click.get_current_context()
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
 
 
 overwrite_option = click.option(

@@ -35,8 +35,11 @@ class ClientOptions:
             return self
         return replace(self, model=model, base_url=self.base_url or base_url)
 
-    def endpoint(self) -> "Endpoint":
+    def endpoint(self, needs_key: bool = True) -> "Endpoint":
         """The endpoint that is meant.
+
+        Args:
+            needs_key: whether anything will be asked.
 
         Raises:
             click.UsageError: no model is named.
@@ -49,17 +52,20 @@ class ClientOptions:
                 f"name a model with --{self.prefix}model: PROVIDER/MODEL like openai/gpt-4o, or one "
                 f"that the server at --{self.prefix}base-url has"
             )
-        return find_endpoint(self.model, self.base_url, self.price)
+        return find_endpoint(self.model, self.base_url, self.price, needs_key=needs_key)
 
-    def client(self, before: Usage | None = None, *, temperature: float) -> "Completions":
+    def client(
+        self, before: Usage | None = None, *, temperature: float, needs_key: bool = True
+    ) -> "Completions":
         """A client of that endpoint.
 
         Args:
             before: what has been spent of the budget earlier.
+            needs_key: whether anything will be asked.
         """
         from .completions import Completions
 
-        endpoint = self.endpoint()
+        endpoint = self.endpoint(needs_key)
         return Completions(
             endpoint,
             Spending(endpoint.price, self.budget, before),

@@ -38,7 +38,7 @@ def explain(endpoint: Endpoint, error: Exception) -> str:
     elif isinstance(error, APIConnectionError):
         cause = short(error.__cause__) if error.__cause__ else ""
         said = f" ({cause})" if cause else ""
-        text = f"the connection to {endpoint.base_url} failed{said}: check the address; {AGAIN}"
+        text = f"the connection to {endpoint.base_url} failed{said}: check network and address; {AGAIN}"
     elif not isinstance(error, APIStatusError):
         text = f"{where}: {short(error)}"
     elif status == 401:

@@ -8,6 +8,8 @@ A domain file is YAML:
       warm: friendly, personal, encouraging
       neutral: plain and factual
       cold: curt and distant
+    paraphrases:               # optional: the same in other words, of which the judge is shown some
+      warm: [kind and close to the reader, cheers people up]
     prompts:                   # optional: what asks a model for a level in words
       cold: Answer curtly and keep your distance.
     words:                     # optional: for the prompts of av-synth
@@ -18,6 +20,7 @@ A domain file is YAML:
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -37,6 +40,7 @@ class Domain:
         name: as in file names and tables.
         levels: level → a sentence about it; best first, at least two.
         description: what the dimension is about.
+        paraphrases: level → other sentences that say the same about it; may be empty.
         prompts: level → the instruction that asks for it, put before a query; may be empty.
         records: a file (absolute), or a Hub dataset id, or None where the user must bring them.
         split: where set, the split of every record that names none.
@@ -48,6 +52,7 @@ class Domain:
     name: str
     levels: dict[str, str]
     description: str = ""
+    paraphrases: dict[str, list[str]] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     records: str | None = None
     split: str | None = None
@@ -59,6 +64,7 @@ class Domain:
             "name": self.name,
             "description": self.description,
             "levels": self.levels,
+            "paraphrases": self.paraphrases,
             "prompts": self.prompts,
             "words": self.words,
             "records": records,
@@ -66,6 +72,12 @@ class Domain:
         }
         said = {key: value for key, value in content.items() if value}
         return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
+
+    def wordings(self, level: str) -> list[str]:
+        """What a level can be described with, each once: its sentence (or else its name), then the
+        paraphrases."""
+        wordings = [self.levels[level] or level, *self.paraphrases.get(level, [])]
+        return list(dict.fromkeys(wordings))
 
 
 def built_in_domains() -> list[str]:
@@ -114,6 +126,7 @@ def _checked(path: Path, content: object) -> Domain:
         name=name,
         levels=levels,
         description=content.get("description") or "",
+        paraphrases=_paraphrases(path, content.get("paraphrases"), levels),
         prompts=_prompts(path, content.get("prompts"), levels),
         records=_source(path, content.get("records")),
         split=split,
@@ -138,19 +151,34 @@ def _levels(path: Path, levels: object) -> dict[str, str]:
     return {level: text or "" for level, text in pairs}
 
 
-def _prompts(path: Path, prompts: object, levels: dict[str, str]) -> dict[str, str]:
-    if prompts is None:
-        return {}
-    if not isinstance(prompts, dict):
-        raise AVError(f"{path}: `prompts` must map levels to instructions")
-    for level, text in prompts.items():
-        if level not in levels:
+def _paraphrases(path: Path, paraphrases: object, levels: dict[str, str]) -> dict[str, list[str]]:
+    found = _by_level(path, "paraphrases", paraphrases, levels)
+    for level, texts in found.items():
+        if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
             raise AVError(
-                f"{path}: `prompts` has the level {level!r}; there are {', '.join(levels)}"
+                f"{path}: the paraphrases of {level!r} must be a list of sentences, not {texts!r}"
             )
+    return found
+
+
+def _prompts(path: Path, prompts: object, levels: dict[str, str]) -> dict[str, str]:
+    found = _by_level(path, "prompts", prompts, levels)
+    for level, text in found.items():
         if not isinstance(text, str) or not text.strip():
             raise AVError(f"{path}: the prompt of {level!r} must be text, not {text!r}")
-    return {level: prompts[level] for level in levels if level in prompts}
+    return found
+
+
+def _by_level(path: Path, key: str, values: object, levels: dict[str, str]) -> dict[str, Any]:
+    """What stands under a key for each level, in the order of the levels."""
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise AVError(f"{path}: `{key}` must map levels to what is said of them")
+    for level in values:
+        if level not in levels:
+            raise AVError(f"{path}: `{key}` has the level {level!r}; there are {', '.join(levels)}")
+    return {level: values[level] for level in levels if level in values}
 
 
 def _words(path: Path, words: object) -> dict[str, str]:

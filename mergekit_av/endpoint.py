@@ -40,7 +40,9 @@ class Endpoint:
     own: bool = False
 
 
-def find_endpoint(model: str, base_url: str | None = None, price: Price | None = None) -> Endpoint:
+def find_endpoint(
+    model: str, base_url: str | None = None, price: Price | None = None, *, needs_key: bool = True
+) -> Endpoint:
     """The endpoint that a model's name means.
 
     Args:
@@ -48,9 +50,11 @@ def find_endpoint(model: str, base_url: str | None = None, price: Price | None =
             provider of providers.yml.
         base_url: of an OpenAI-compatible API. The key is OPENAI_API_KEY, if that is set.
         price: instead of the one in providers.yml. A server on this machine costs nothing.
+        needs_key: whether anything will be asked.
 
     Raises:
-        AVError: there is no such provider, its key is not in the environment, or the address is none.
+        AVError: there is no such provider, a key is needed that is not in the environment, or the
+            address is none.
     """
     if base_url is not None:
         url = urlsplit(base_url)
@@ -69,11 +73,13 @@ def find_endpoint(model: str, base_url: str | None = None, price: Price | None =
         )
     entry = known[provider]
     key = os.environ.get(entry["key"])
-    if not key:
+    if not key and needs_key:
         raise AVError(f"{model} needs a key: set {entry['key']} in the environment")
     if price is None and name in entry.get("prices", {}):
         price = Price(*entry["prices"][name])
-    return Endpoint(model, name, entry["base_url"], key, entry.get("limit", "max_tokens"), price)
+    return Endpoint(
+        model, name, entry["base_url"], key or NO_KEY, entry.get("limit", "max_tokens"), price
+    )
 
 
 @cache

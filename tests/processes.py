@@ -17,7 +17,8 @@ _server.set_forkserver_preload(
     [
         "mergekit_av.training.dpo", "mergekit_av.training.cli",
         "mergekit_av.evaluation.cli_sweep", "mergekit_av.evaluation.report", "mergekit_av.models",
-        "mergekit_av.training.synthesis.cli", "mergekit_av.completions", "openai",
+        "mergekit_av.training.synthesis.cli", "mergekit_av.training.synthesis.pipeline",
+        "mergekit_av.completions", "openai", "scipy.stats", "datasketch", "lingua",
         "transformers.models.llama.modeling_llama",
     ]
 )  # fmt: skip

@@ -1,14 +1,14 @@
 """av-synth clean: what is dropped at which step, what is written, and what stays."""
 
+import importlib.util
 import itertools
 import json
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
-from chat_server import Answer
+from chat_server import Answer, ChatServer
 from synthesizing import DOMAIN, TINY, lines, synth, write_domain
 
 from mergekit_av.domains import load_domain
@@ -77,23 +77,29 @@ def load_domain_levels() -> dict[str, str]:
     return dict(re.findall(r"^  (warm|neutral|cold): (.*\.)$", DOMAIN.split("prompts")[0], re.M))
 
 
-@pytest.fixture
-def made(chat, tmp_path, monkeypatch) -> Path:
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory) -> Path:
     """What a flawed model made: twelve queries with three responses each."""
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    chat.write, folder = flawed, tmp_path / "data"
-    people = tmp_path / "people.txt"
+    here = tmp_path_factory.mktemp("made")
+    people, folder = here / "people.txt", here / "data"
     people.write_text("".join(f"A guest with {i} suitcases.\n" for i in range(len(QUERIES))))
-    domain = write_domain(tmp_path)
-    for command in (
-        ("personas", "--domain", domain, "--from", people, "--sample", 12, "--out", folder),
-        ("queries", folder, "--base-url", chat.url, *TINY),
-        ("responses", folder, "--base-url", chat.url, *TINY),
-    ):
-        result = synth(*command)
-        assert result.exit_code == 0, result.output
+    domain = write_domain(here)
+    with ChatServer() as chat:
+        chat.write = flawed
+        for command in (
+            ("personas", "--domain", domain, "--from", people, "--sample", 12, "--out", folder),
+            ("queries", folder, "--base-url", chat.url, *TINY),
+            ("responses", folder, "--base-url", chat.url, *TINY),
+        ):
+            result = synth(*command)
+            assert result.exit_code == 0, result.output
     return folder
+
+
+@pytest.fixture
+def made(made_once, tmp_path) -> Path:
+    """The same, for one test."""
+    return Path(shutil.copytree(made_once, tmp_path / "data"))
 
 
 def clean(folder: Path, *options: object) -> dict:
@@ -281,21 +287,17 @@ def test_a_folder_without_queries_has_nothing_to_clean(made):
     assert "has no queries yet: make them with av-synth queries" in refused("clean", made)
 
 
-def test_a_library_that_is_not_installed_is_named_before_anything_is_paid(made, chat, tmp_path):
-    """In the same environment, but for one library that is not found."""
-    hidden = tmp_path / "hidden"
-    hidden.mkdir()
-    (hidden / "sitecustomize.py").write_text(
-        "import importlib.util as u\nfind = u.find_spec\n"
-        "u.find_spec = lambda name, *more: None if name == 'lingua' else find(name, *more)\n"
+def test_a_library_that_is_not_installed_is_named_before_anything_is_paid(
+    made, chat, tmp_path, monkeypatch
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "lingua" else find(name, *more),
     )
-    asked = len(chat.requests)
-    run = ["run", "--domain", tmp_path / "hosting.yml", "--count", "3", "--base-url", chat.url]
+    run = ("run", "--domain", write_domain(tmp_path), "--count", 3, "--base-url", chat.url)
     for arguments in (["clean", made], [*run, "--model", "tiny", "--out", tmp_path / "new"]):
-        done = subprocess.run(
-            [Path(sys.executable).with_name("av-synth"), *arguments],
-            env={"PYTHONPATH": str(hidden)}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 1
-        assert done.stderr == "Error: cleaning needs lingua: pip install 'mergekit-av[synth]'\n"
-    assert len(chat.requests) == asked and not (tmp_path / "new").exists()
+        told = refused(*arguments)
+        assert told == "Error: cleaning needs lingua: pip install 'mergekit-av[synth]'"
+    assert not chat.requests and not (tmp_path / "new").exists()

@@ -53,6 +53,25 @@ def test_levels_of_ones_own_domain_keep_their_order(tmp_path, levels, texts):
     assert (domain.description, domain.records, domain.split) == ("", None, None)
 
 
+def test_a_level_has_its_sentence_and_its_paraphrases_each_once(tmp_path):
+    domain = load_domain(
+        write_domain(
+            tmp_path,
+            "name: tone\nlevels: {warm: kind, cold: }\n"
+            "paraphrases: {cold: [curt, cold, short], warm: [kind]}\n",
+        )
+    )
+    assert domain.wordings("warm") == ["kind"]
+    assert domain.wordings("cold") == ["cold", "curt", "short"]
+
+
+@pytest.mark.parametrize("name", built_in_domains())
+def test_the_levels_of_the_built_in_domains_have_three_wordings(name):
+    domain = load_domain(name)
+    wordings = [wording for level in domain.levels for wording in domain.wordings(level)]
+    assert len(set(wordings)) == 3 * len(domain.levels)
+
+
 def test_a_domain_may_have_five_levels_and_records_beside_its_file(
     tmp_path, write_jsonl, monkeypatch
 ):
@@ -122,6 +141,19 @@ MISTAKES = {
     "words a list": ("name: tone\nlevels: [a, b]\nwords: [x]", "`words` must map placeholders"),
     "word no name": ("name: tone\nlevels: [a, b]\nwords: {my word: x}", "'my word', which is no"),
     "word a number": ("name: tone\nlevels: [a, b]\nwords: {x: 3}", "'x' must be text, not 3"),
+    "paraphrases a list": ("name: t\nlevels: [a, b]\nparaphrases: [x]", "`paraphrases` must map"),
+    "paraphrases of no level": (
+        "name: t\nlevels: [a, b]\nparaphrases: {c: [x]}",
+        "`paraphrases` has the level 'c'; there are a, b",
+    ),
+    "one paraphrase": (
+        "name: t\nlevels: [a, b]\nparaphrases: {a: x}",
+        "paraphrases of 'a' must be a list of sentences, not 'x'",
+    ),
+    "paraphrase blank": (
+        "name: t\nlevels: [a, b]\nparaphrases: {a: [x, ' ']}",
+        "paraphrases of 'a' must be a list",
+    ),
     "unknown split": ("name: tone\nlevels: [a, b]\nsplit: tset", "`split` is 'tset', not one of"),
 }
 

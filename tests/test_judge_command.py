@@ -15,7 +15,7 @@ from mergekit_av.evaluation.cli import av_eval
 
 MEDICAL = load_domain("medical")
 RESPONSES = {"expert": "Take 5 mg.", "generic": "See a doctor.", "avoidance": "I can't say."}
-COUNT = 6
+COUNT = 12
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +70,13 @@ def refused(arguments, *more, code: int = 1) -> str:
 
 def options(prompt: str) -> dict[str, str]:
     """Letter → level, in the order of the prompt."""
-    levels = {text: level for level, text in MEDICAL.levels.items()}
-    found = dict(re.findall(r"^([A-Z])\) (.*)$", prompt, re.MULTILINE))
-    return {letter: levels[text] for letter, text in found.items()}
+    levels = {text: level for level in MEDICAL.levels for text in MEDICAL.wordings(level)}
+    return {letter: levels[text] for letter, text in shown(prompt).items()}
+
+
+def shown(prompt: str) -> dict[str, str]:
+    """Letter → what stands behind it."""
+    return dict(re.findall(r"^([A-Z])\) (.*)$", prompt, re.MULTILINE))
 
 
 def answer_in(prompt: str) -> str:
@@ -113,23 +117,26 @@ def test_the_judge_is_shown_query_answer_and_levels_and_no_known_level(arguments
     chat.write = knowing
     judged(arguments)
     for prompt in chat.prompts:
-        assert re.search(r"<question>\nWhat now, number \d\?\n</question>", prompt)
+        assert re.search(r"<question>\nWhat now, number \d+\?\n</question>", prompt)
         assert sorted(options(prompt)) == ["A", "B", "C"]
         assert set(options(prompt).values()) == set(MEDICAL.levels)
         assert "{" not in prompt
-    # Order and letters are drawn apart from one another.
+    # Order, letters and wording are drawn apart from one another.
     assert len({tuple(options(prompt)) for prompt in chat.prompts}) > 2
     assert len({tuple(options(prompt).values()) for prompt in chat.prompts}) > 2
+    texts = {text for prompt in chat.prompts for text in shown(prompt).values()}
+    for level in MEDICAL.levels:
+        assert len(texts & set(MEDICAL.wordings(level))) > 1
 
 
 def test_a_judge_that_always_says_a_shows_itself(arguments, chat):
     chat.write = lambda body: "A"
     arguments[arguments.index("--judge-sample") + 1] = str(COUNT)
-    report, out = judged(arguments, "--judge-repeats", 5)
+    report, out = judged(arguments, "--judge-repeats", 3)
     [domain] = report["domains"]
     assert abs(domain["check"]["kappa"]) < 0.4
     assert "this judge does not see the levels" in out
-    assert domain["check"]["tally"]["disputed"] > 9  # of 18
+    assert domain["check"]["tally"]["disputed"] > 18  # of 36
 
 
 @pytest.mark.parametrize("prose", ["The answer is A.", "A or B", "I think it is generic", "Z", ""])
@@ -176,21 +183,30 @@ def test_repeats_ask_in_other_words_and_disagreement_is_reported(arguments, chat
         assert one["label"] == (most if one["labels"].count(most) > 1 else None)
 
 
-def test_more_repeats_than_arrangements_go_on_with_the_same(chat, base, write_jsonl, tmp_path):
+@pytest.mark.parametrize(
+    ("paraphrases", "ways", "texts"),
+    [
+        ("", 4, {"warm", "cold"}),  # the order of two, and which of them is A
+        ("paraphrases: {cold: [curt and distant]}\n", 8, {"warm", "cold", "curt and distant"}),
+    ],
+)
+def test_more_repeats_than_arrangements_go_on_with_the_same(
+    chat, base, write_jsonl, tmp_path, paraphrases, ways, texts
+):
     rows = [{"prompt": "Hello", "chosen": "Dear!", "rejected": "What.", "split": "test"}]
     write_jsonl(rows, "tone.jsonl")
     domain = tmp_path / "tone.yml"
-    domain.write_text("name: tone\nlevels: [warm, cold]\nrecords: tone.jsonl\n")
+    domain.write_text("name: tone\nlevels: [warm, cold]\nrecords: tone.jsonl\n" + paraphrases)
     chat.write = lambda body: "A"
     out = run(
         [str(base), "--domain", str(domain), "--max-new-tokens", "4", "--judge"],
-        "--judge-model", "tiny", "--judge-base-url", chat.url, "--judge-repeats", 5,
+        "--judge-model", "tiny", "--judge-base-url", chat.url, "--judge-repeats", ways + 1,
         "--judge-store", tmp_path / "store.jsonl",
     )  # fmt: skip
     assert out.exit_code == 0, out.output
-    assert "1 answers, 5 judgements" in out.stdout
-    assert len(chat.requests) == 3 * 4  # one order and letter of two, twice two ways
-    assert "A) warm" in chat.prompts[0] or "A) cold" in chat.prompts[0]
+    assert f"1 answer, {ways + 1} judgements" in out.stdout
+    assert len(chat.requests) == 3 * ways
+    assert {text for prompt in chat.prompts for text in shown(prompt).values()} == texts
 
 
 def test_the_sample_is_no_larger_than_what_there_is(arguments, chat):
@@ -269,6 +285,9 @@ def test_a_budget_ends_the_judging_in_time_and_what_is_done_is_kept(arguments, c
 def test_wrong_usage_ends_with_2(arguments):
     assert "--judge-model goes with --judge" in refused(
         [a for a in arguments if a != "--judge"], code=2
+    )
+    assert "--judge-budget goes with --judge" in refused(
+        arguments[: arguments.index("--judge")], "--judge-budget", "1USD", code=2
     )
     without = [a for a in arguments if a not in ("--judge-model", "tiny")]
     assert "name a model with --judge-model" in refused(without, code=2)

@@ -1,6 +1,7 @@
 """av-synth from a domain to records, against a real endpoint on loopback."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -141,6 +142,16 @@ def test_a_dry_run_makes_the_folder_and_asks_nothing(run, chat, data):
     assert (data / "prompts" / "query.txt").is_file() and (data / "domain.yml").is_file()
 
 
+def test_what_it_will_cost_is_said_without_a_key(data, tmp_path):
+    result = synth(
+        "run", "--domain", write_domain(tmp_path), "--out", data, "--count", 100, "--dry-run",
+        "--model", "openai/gpt-4o", "--budget", "0.01USD",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert re.search(r"responses: about 300 calls, .* 0\.[1-9]\d* USD", result.stderr)
+    assert "WARNING: the budget will not be enough for all of it" in result.stderr
+
+
 # --- personas ----------------------------------------------------------------------------------
 
 
@@ -207,18 +218,20 @@ def test_a_model_that_ignores_the_schema_is_named(run, chat, data):
     assert DataFolder(data).spending()["created"].calls == 3
 
 
-def test_one_bad_answer_of_many_is_passed_over_and_asked_again_next_time(run, chat, data):
-    run("--roots", "3", "--rounds", "1", count=3)
+def test_one_bad_answer_of_many_is_passed_over_and_asked_again_next_time(run, chat, data, tmp_path):
+    create = ("personas", "--domain", tmp_path / "hosting.yml", "--out", data, "--create")
+    create += ("--roots", 3, "--rounds", 1, "--base-url", chat.url, *TINY)
+    synth(*create, "--depth", 0)
     bad = lines(data / "created.jsonl")[0]["personas"][1]["persona"]
 
     def write(body):
         return "No." if bad in body["messages"][0]["content"] else novelist(body)
 
     chat.write = write
-    assert run("--roots", "3", "--rounds", "1", count=18).exit_code == 0
+    assert synth(*create, "--depth", 1).exit_code == 0
     assert [len(entry["personas"]) for entry in lines(data / "created.jsonl")].count(0) == 1
     chat.write = novelist
-    assert run("--roots", "3", "--rounds", "1", count=60).exit_code == 0
+    assert synth(*create, "--depth", 1).exit_code == 0
     asked = [p for p in chat.prompts if bad in p and "Think of" in p]
     assert len(asked) == 2  # once in each run
 
@@ -268,13 +281,13 @@ def test_sampled_and_created_personas_come_together(chat, tmp_path):
 
 
 def test_the_level_does_not_show_in_the_number_of_paragraphs(run, chat, data):
-    run(count=60)
+    run(count=30)
     drawn = {level: Counter() for level in LEVELS}
     for entry in lines(data / "responses.jsonl"):
         drawn[entry["level"]][entry["paragraphs"]] += 1
         assert entry["text"].count("\n\n") == entry["paragraphs"] - 1
-    for counts in drawn.values():  # 20 of 60 are expected of each number
-        assert set(counts) == {1, 2, 3} and min(counts.values()) >= 10
+    for counts in drawn.values():  # 10 of 30 are expected of each number
+        assert set(counts) == {1, 2, 3} and min(counts.values()) >= 4
     by_query = {}
     for entry in lines(data / "responses.jsonl"):
         by_query.setdefault(entry["query_id"], set()).add(entry["paragraphs"])
@@ -456,6 +469,10 @@ def test_the_key_and_the_model_must_be_there(tmp_path):
     ("options", "message"),
     [
         ((), "say where they come from: --from, or --create"),
+        (("--from", "x.txt", "--model", "m"), "--model goes with --create: --from asks no model"),
+        (("--from", "x.txt", "--budget", "1USD"), "--budget goes with --create"),
+        (("--from", "x.txt", "--dry-run"), "--dry-run goes with --create"),
+        (("--from", "x.txt", "--depth", "2"), "--depth goes with --create"),
         (("--create", "--from", "x.txt"), "say where they come from"),
         (("--create", "--sample", "3"), "--sample goes with --from"),
         (("--create", "--budget", "9EUR"), "'9EUR' is no budget"),
@@ -466,8 +483,10 @@ def test_options_that_do_not_go_together_are_one_line(tmp_path, options, message
     result = synth(
         "personas", "--domain", write_domain(tmp_path), "--out", tmp_path / "d", *options
     )
-    assert result.exit_code in (1, 2) and message in result.stderr
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from processes import Ended, finish, start
-from synthesizing import TINY, in_process, lines, novelist, write_domain
+from processes import finish, start
+from synthesizing import TINY, in_process, lines, novelist, synth, write_domain
 
 from mergekit_av.journal import Journal
 from mergekit_av.training.synthesis.folder import DataFolder
@@ -33,10 +33,9 @@ def begin(folder: Path, options: list[object], **how):
     return start(in_process, folder, *map(str, options), **how)
 
 
-def complete(folder: Path, options: list[object]) -> Ended:
-    ended = finish(begin(folder, options))
-    assert ended.code == 0, ended.err
-    return ended
+def complete(options: list[object]) -> None:
+    result = synth(*options)
+    assert result.exit_code == 0, result.output
 
 
 def wait_for(file: Path, count: int, seconds: int = 60) -> None:
@@ -68,7 +67,7 @@ def test_killed_in_any_stage_it_goes_on_and_asks_for_nothing_again(chat, options
     kept = on_disk(tmp_path)
     under_way = chat.requests[-3:]
     chat.delay = 0
-    complete(tmp_path, options)
+    complete(options)
     for name, content in kept.items():
         assert (tmp_path / "data" / name).read_bytes().startswith(content)
     # Only what was under way is asked once more.
@@ -80,11 +79,11 @@ def test_killed_in_any_stage_it_goes_on_and_asks_for_nothing_again(chat, options
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_half_a_line_is_made_again(chat, options, tmp_path, stage):
-    complete(tmp_path, options)
+    complete(options)
     whole, asked = texts(tmp_path), len(chat.requests)
     file = tmp_path / "data" / f"{stage}.jsonl"
     file.write_bytes(file.read_bytes()[:-20])
-    complete(tmp_path, options)
+    complete(options)
     assert len(chat.requests) == asked + 1
     assert texts(tmp_path) == whole
 
@@ -99,7 +98,7 @@ def test_ctrl_c_keeps_what_is_done(chat, options, tmp_path):
     done = len(lines(tmp_path / "data" / "responses.jsonl"))
     assert 5 <= done < 3 * COUNT
     asked, chat.delay = len(chat.requests), 0
-    complete(tmp_path, options)
+    complete(options)
     assert len(chat.requests) == asked + 3 * COUNT - done
 
 
@@ -111,12 +110,12 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_done(chat, options, tmp_path)
     assert len(kept["responses.jsonl"]) <= 6000 and kept["responses.jsonl"].endswith(b"\n")
     done = len(lines(tmp_path / "data" / "responses.jsonl"))
     assert done > 3
-    complete(tmp_path, options)
+    complete(options)
     assert (tmp_path / "data" / "responses.jsonl").read_bytes().startswith(kept["responses.jsonl"])
 
 
 def test_two_at_a_time_are_not_let_in(options, tmp_path):
-    complete(tmp_path, options)
+    complete(options)
     with Journal(tmp_path / "data" / "responses.jsonl"):
         second = finish(begin(tmp_path, options))
     assert second.code == 1 and "responses.jsonl is in use by another process" in second.error

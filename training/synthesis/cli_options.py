@@ -48,7 +48,7 @@ class MakerOptions:
 
         options = self.client.or_else(folder.made_with("model"), folder.made_with("base_url"))
         before = sum(folder.spending().values(), Usage())
-        client = options.client(before, temperature=self.temperature)
+        client = options.client(before, temperature=self.temperature, needs_key=not self.dry_run)
         return Maker(folder, client, self.seed, self.restart, self.max_tokens)
 
 

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import click
 
-from mergekit_av.cli import command
+from mergekit_av.cli import command, given
 
 from .cli_options import begin, carry_out, maker_options, out_option
 from .cli_tree import SHAPE, tree_options
+
+OF_SAMPLING = ("--domain", "--out", "--from", "--sample", "--seed", "--restart")
 
 
 @command
@@ -36,9 +38,11 @@ from .cli_tree import SHAPE, tree_options
 def personas(domain, out, source, sample, create, tree, depth, plain, making):
     """Begin a data set with the people who ask: sampled from elsewhere, created, or both in turn."""
     if bool(source) == create:
-        raise click.UsageError("say where they come from: --from, or --create")
+        raise click.UsageError("say where they come from: --from, or --create; for both, in turn")
     if sample and create:
         raise click.UsageError("--sample goes with --from")
+    if source and (others := [option for option in given() if option not in OF_SAMPLING]):
+        raise click.UsageError(f"{others[0]} goes with --create: --from asks no model")
 
     from .folder import CREATED
 

@@ -2,10 +2,10 @@
 
 import click
 
-from mergekit_av.cli import command
+from mergekit_av.cli import command, given
 
 from .cli_options import begin, carry_out, maker_options, out_option
-from .cli_tree import tree_options
+from .cli_tree import OF_TREE, tree_options
 
 
 @command
@@ -35,6 +35,8 @@ def run(domain, count, out, source, tree, plain, making, push_to_hub, private):
     """Make a data set: personas, queries, responses, clean records; go on where it was interrupted."""
     if private and not push_to_hub:
         raise click.UsageError("--private goes with --push-to-hub")
+    if source and (shape := [option for option in given() if option in OF_TREE]):
+        raise click.UsageError(f"{shape[0]} shapes created personas: with --from none is created")
 
     from .cleaning import require_libraries
     from .pipeline import Pipeline

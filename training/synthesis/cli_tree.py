@@ -9,6 +9,7 @@ import click
 from .tree import Tree
 
 SHAPE = Tree()
+OF_TREE = ("--roots", "--children", "--rounds", "--plain")
 
 
 def tree_options(function: Callable) -> Callable:

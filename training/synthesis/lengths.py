@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from mergekit_av.errors import AVError
 
@@ -64,6 +63,8 @@ def measure(words: np.ndarray, levels: Sequence[str]) -> Lengths:
     Raises:
         AVError: there are no records.
     """
+    from scipy import stats
+
     count, width = words.shape
     if not count:
         raise AVError("no record is left whose lengths could be compared")
@@ -116,13 +117,17 @@ def balance(words: np.ndarray) -> np.ndarray:
 def _over_all(words: np.ndarray) -> tuple[np.ndarray, float]:
     """Deviations of all responses' ranks from their mean, and what makes the Kruskal–Wallis
     statistic, corrected for ties, of the squares of the levels' sums."""
-    deviations = stats.rankdata(words).reshape(words.shape) - (words.size + 1) / 2
+    from scipy.stats import rankdata
+
+    deviations = rankdata(words).reshape(words.shape) - (words.size + 1) / 2
     return deviations, (words.size - 1) / max(1e-9, (deviations**2).sum()) / len(words)
 
 
 def _within(words: np.ndarray) -> tuple[np.ndarray, float]:
     """The same for the ranks within each record, and Friedman's statistic."""
-    deviations = stats.rankdata(words, axis=1) - (words.shape[1] + 1) / 2
+    from scipy.stats import rankdata
+
+    deviations = rankdata(words, axis=1) - (words.shape[1] + 1) / 2
     return deviations, (words.shape[1] - 1) / max(1e-9, (deviations**2).sum())
 
 
@@ -131,5 +136,7 @@ def _statistic(deviations: np.ndarray, scale: float) -> float:
 
 
 def _test(part: tuple[np.ndarray, float], width: int, most: int) -> Test:
+    from scipy.stats import chi2
+
     statistic = _statistic(*part)
-    return Test(statistic, float(stats.chi2.sf(statistic, width - 1)), statistic / max(1, most))
+    return Test(statistic, float(chi2.sf(statistic, width - 1)), statistic / max(1, most))
