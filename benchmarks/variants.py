@@ -18,16 +18,18 @@ import click
 
 from mergekit_av import AlignmentVector, load_domain
 
-SFT = ["--loss_type", "ipo", "sft", "--loss_weights", "1", "0.5"]
+BOTH = ["--lambdas", "1,-1", "--beta", "0.25"]
+SFT = ["--loss_type", "ipo", "sft", "--loss_weights", "0.5", "1"]
+FAST = ["--learning_rate", "3e-4", "--per_device_train_batch_size", "2"]
 VARIANTS = {
     "paper": [],
     "beta-0.25": ["--beta", "0.25"],
     "beta-0.5": ["--beta", "0.5"],
     "beta-1": ["--beta", "1"],
-    "sft": ["--beta", "0.25", *SFT],
-    "both": ["--beta", "0.25", "--lambdas", "1,-1"],
-    "both-sft": ["--beta", "0.25", "--lambdas", "1,-1", *SFT],
-    "spectrum-sft": ["--beta", "0.25", "--lambdas", "1,-0.5,-1", *SFT],
+    "both": BOTH,
+    "both-sft": [*BOTH, *SFT],
+    "both-sft-fast": [*BOTH, *SFT, *FAST],
+    "spectrum-sft-fast": ["--lambdas", "1,-0.5,-1", "--beta", "0.25", *SFT, *FAST],
 }
 # One whole epoch for all: no variant is stopped by a loss that is not comparable.
 WHOLE = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]

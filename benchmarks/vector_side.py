@@ -19,6 +19,7 @@ from mergekit_av import AlignmentVector, Knobs, load_domain, load_records
 from mergekit_av.base import base_or_default
 from mergekit_av.checkpoint import Checkpoint, blocks_of, fingerprint
 from mergekit_av.errors import AVError
+from mergekit_av.evaluation.decoding import Decoding
 from mergekit_av.evaluation.evaluator import Evaluator, Identity
 from mergekit_av.evaluation.measurer import Measurer
 from mergekit_av.evaluation.store import EVALUATIONS, Store
@@ -173,7 +174,7 @@ def main(av, others, base, lambdas, only, records, generate, max_new_tokens, out
                 store,
             )
             values = lambdas if plain else YARDSTICK
-            points = list(sweep(evaluator, "av", values, [task], asked, max_new_tokens))
+            points = list(sweep(evaluator, "av", values, [task], asked, Decoding(max_new_tokens)))
             points.sort(key=lambda point: point.lambdas["av"])
             for point in points:
                 if not plain or point.lambdas["av"]:

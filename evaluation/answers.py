@@ -10,16 +10,17 @@ from tqdm import tqdm
 from mergekit_av.chat import encode
 from mergekit_av.records import Record
 
+from .decoding import Decoding
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_NEW_TOKENS = 80
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's greedy answer.
+    """What a model wrote.
 
     Attributes:
         text: without special tokens.
@@ -31,36 +32,40 @@ class Answer:
 
 
 @torch.inference_mode()
-def greedy_answers(
+def write_answers(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     records: Sequence[Record],
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    decoding: Decoding,
     progress: bool = True,
 ) -> dict[str, Answer]:
-    """Record id → the model's greedy answer to the record's prompt, cut at `max_new_tokens`.
+    """Record id → the model's answer to the record's prompt.
 
-    Several are written at a time, their prompts padded on the left. An answer ends with one of the
-    model's own end tokens or the tokenizer's, which ends a turn in training and scoring.
+    Greedily, several are written at a time, their prompts padded on the left; otherwise one at a
+    time, each from the seed. An answer ends with one of the model's own end tokens or the
+    tokenizer's, which ends a turn in training and scoring.
     """
     ends = _end_tokens(model, tokenizer)
+    devices = [model.device] if model.device.type == "cuda" else []
     answers = {}
     with tqdm(total=len(records), desc="Answering", unit="record", disable=not progress) as bar:
-        for start in range(0, len(records), BATCH):
-            batch = records[start : start + BATCH]
+        size = 1 if decoding.sampling else BATCH
+        for start in range(0, len(records), size):
+            batch = records[start : start + size]
             prompts = [encode(tokenizer, record.prompt, [""])[0] for record in batch]
             longest = max(map(len, prompts))
             pads = [longest - len(prompt) for prompt in prompts]
             rows = [[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
             mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
-            output = model.generate(
-                torch.tensor(rows, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=ends or None,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(decoding.seed)
+                output = model.generate(
+                    torch.tensor(rows, device=model.device),
+                    attention_mask=torch.tensor(mask, device=model.device),
+                    eos_token_id=ends or None,
+                    pad_token_id=tokenizer.pad_token_id,
+                    **decoding.arguments(),
+                )
             for record, ids in zip(batch, output[:, longest:].tolist(), strict=True):
                 length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
                 text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()

@@ -12,6 +12,7 @@ from mergekit_av.domains import built_in_domains, load_domain
 from mergekit_av.files import write_whole
 
 from .cli_judge import judge_options
+from .decoding import decoding_options
 
 VERSIONS = ("mergekit-av", "torch", "transformers")
 
@@ -31,20 +32,15 @@ VERSIONS = ("mergekit-av", "torch", "transformers")
 @click.option("--device", help="A torch device.  [default: the accelerator if there is one]")
 @click.option(
     "--answers", type=click.IntRange(min=0), default=0,
-    help="Show the model's greedy answers to so many records of each domain.",
+    help="Show the model's answers to so many records of each domain.",
 )  # fmt: skip
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=256,
-    help="Cut its answers, shown or judged, after so many.",
-)  # fmt: skip
+@decoding_options(max_new_tokens=256)
 @judge_options
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write everything here.",
 )  # fmt: skip
-def av_eval(
-    model, domains, data, split, dtype, device, answers, max_new_tokens, judging, json_file
-):
+def av_eval(model, domains, data, split, dtype, device, answers, decoding, judging, json_file):
     """Preference accuracy of MODEL, a folder or a Hub id; without MODEL, of the default base.
 
     For each record, the level whose response has the highest mean log-probability is preferred;
@@ -66,7 +62,7 @@ def av_eval(
     from mergekit_av.records import load_records, require_splits
 
     from .accuracy import as_json, evaluate, table
-    from .answers import greedy_answers
+    from .answers import write_answers
     from .judged import judged_table
     from .judging import judge_model
 
@@ -94,7 +90,7 @@ def av_eval(
             results.append(result)
             if answers:
                 shown = [record for record in some if record.id in result.scores][:answers]
-                answered = greedy_answers(network, tokenizer, shown, max_new_tokens)
+                answered = write_answers(network, tokenizer, shown, decoding)
                 written[domain.name] = {id: answer.text for id, answer in answered.items()}
         click.echo(f"{source} ({report['dtype']} on {report['device']}), {split} records")
         click.echo(table(results))
@@ -111,7 +107,7 @@ def av_eval(
             judged = [
                 judge_model(
                     network, tokenizer, identity, domain, some, judge,
-                    split=split, sample=judging.sample, max_new_tokens=max_new_tokens,
+                    split=split, sample=judging.sample, decoding=decoding,
                 )
                 for domain, some in zip(chosen, records, strict=True)
             ]  # fmt: skip

@@ -63,7 +63,7 @@ def judge_options(function: Callable) -> Callable:
         "--judge",
         "wanted",
         is_flag=True,
-        help="Have a model say at which level the model's greedy answers are.",
+        help="Have a model say at which level the model's answers are.",
     )
     @click.option(
         "--judge-sample",

@@ -88,7 +88,7 @@ MANY = 500
 @click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY} settings.")
 def av_search(
     base, avs, wants, every, domains, data, max_records, ranges, step, strategy, budget, tolerance,
-    generate, max_new_tokens, joint, rounding, seed, dtype, device, transfer, workers, runs, out,
+    generate, decoding, joint, rounding, seed, dtype, device, transfer, workers, runs, out,
     overwrite, yes,
 ):  # fmt: skip
     """Find the coefficients of alignment vectors that bring out the wanted level in every domain.
@@ -168,10 +168,10 @@ def av_search(
             return Records(
                 tuple(task(domain, limit=max_records) for domain in domains),
                 tuple(
-                    task(domain, limit=generate, new_tokens=max_new_tokens)
+                    task(domain, limit=generate, new_tokens=decoding.max_new_tokens)
                     for domain in (wanted if guard else ())
                 ),
-                max_new_tokens,
+                decoding,
             )
 
         # Without a limit to the damage, only what is found is looked at.

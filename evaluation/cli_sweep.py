@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mergekit_av.vector import AlignmentVector
 
     from .calibration import Best
+    from .decoding import Decoding
     from .evaluator import Evaluator
     from .report import Report, Sweep
     from .tasks import Task
@@ -55,7 +56,7 @@ MANY = 500
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY} evaluations.")
 def av_sweep(
-    base, avs, lambdas, domains, data, max_records, generate, max_new_tokens, prompting, rounding,
+    base, avs, lambdas, domains, data, max_records, generate, decoding, prompting, rounding,
     seed, dtype, device, transfer, out, write_card, yes,
 ):  # fmt: skip
     """Preference accuracy, and the state of the language, at every λ of alignment vectors.
@@ -124,7 +125,7 @@ def av_sweep(
                 name,
                 own,
                 [*tests.values(), *([task(domain, "validation")] if name in calibrated else [])],
-                task(domain, "test", generate, max_new_tokens) if generate else None,
+                task(domain, "test", generate, decoding.max_new_tokens) if generate else None,
             )
         )
     report = Report(
@@ -135,6 +136,7 @@ def av_sweep(
             "transfer": transfer,
             "dtype": str(model.dtype).removeprefix("torch."),
             "rounding": f"{rounding}, seed {seed}",
+            "decoding": str(decoding),
             "records": _counts(plans),
             "device": machine(str(model.device)),
             "versions": versions(),
@@ -147,7 +149,7 @@ def av_sweep(
             measurer, Identity.of(identity, vectors, rounding, seed, model.dtype), store
         )
         try:
-            _measure(report, evaluator, plans, values, max_new_tokens, prompting)
+            _measure(report, evaluator, plans, values, decoding, prompting)
         except (KeyboardInterrupt, AVError):
             _keep(report, out, len(values) * len(plans))
             raise
@@ -180,7 +182,7 @@ class Plan:
 
 def _measure(
     report: "Report", evaluator: "Evaluator", plans: list[Plan], values: list[float],
-    max_new_tokens: int, prompting: bool,
+    decoding: "Decoding", prompting: bool,
 ) -> None:  # fmt: skip
     """Fill the report; where it is stopped, with all that was measured at a λ."""
     from .prompting import baseline
@@ -194,7 +196,7 @@ def _measure(
         points, written = [], plan.written
         queries = {record.id: record.query for record in written.records} if written else {}
         try:
-            for point in sweep(evaluator, plan.vector, values, plan.tasks, written, max_new_tokens):
+            for point in sweep(evaluator, plan.vector, values, plan.tasks, written, decoding):
                 points.append(point)
         finally:
             if points:

@@ -10,6 +10,7 @@ from mergekit_av.vector import AlignmentVector
 
 from .accuracy import Result, summarise
 from .answers import Answer
+from .decoding import Decoding
 from .fluency import Fluency, fluency
 from .measurer import Job, Measurer
 from .store import Store
@@ -63,9 +64,7 @@ class Identity:
             "prompt": job.task.prompt,
             "tokens": job.task.digest,
         }
-        if job.max_new_tokens is not None:
-            key["max_new_tokens"] = job.max_new_tokens
-        return key
+        return key if job.decoding is None else {**key, **job.decoding.key()}
 
 
 class Evaluator:
@@ -100,10 +99,10 @@ class Evaluator:
         return summarise(task.domain, task.split, ids, scores, task.too_long)
 
     def written(
-        self, lambdas: Mapping[str, float], task: Task, max_new_tokens: int
+        self, lambdas: Mapping[str, float], task: Task, decoding: Decoding
     ) -> tuple[dict[str, Answer], Fluency]:
-        """Greedy answers at a setting to the task's prompts, and what the guard sees of them."""
-        kept = self._value(Job(lambdas, task, max_new_tokens))
+        """Answers at a setting to the task's prompts, and what the guard sees of them."""
+        kept = self._value(Job(lambdas, task, decoding))
         answers = {id: Answer(**answer) for id, answer in kept["answers"].items()}
         return answers, fluency(answers, kept["log_prob"])
 

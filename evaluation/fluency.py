@@ -1,7 +1,8 @@
 """Has the language broken down? A guard over what a model writes at some λ.
 
 Preference accuracy is teacher-forced: it does not see that a model which prefers the right answers
-may write loops and fragments itself. The guard compares greedy answers with those of the base.
+may write loops and fragments itself. The guard compares its answers with those of the base, both
+written greedily, or both as `--gen-kwargs` says.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

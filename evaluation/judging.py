@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from mergekit_av.domains import Domain
 from mergekit_av.records import Record
 
-from .answers import Answer, greedy_answers
+from .answers import Answer, write_answers
+from .decoding import Decoding
 from .judge import Item, Judge
 from .judged import Judged
 from .tasks import Task, make_task
@@ -27,7 +28,7 @@ def judge_model(
     *,
     split: str,
     sample: int,
-    max_new_tokens: int,
+    decoding: Decoding,
 ) -> Judged:
     """Judged generation accuracy (section "Metrics" of the paper), with the same judge's agreement
     with the known levels of the sampled records' own responses.
@@ -35,16 +36,16 @@ def judge_model(
     Args:
         fingerprint: of the model, under which its answers are kept.
         sample: so many records at most, drawn by their ids.
-        max_new_tokens: where answers are cut.
+        decoding: how the model answers.
 
     Raises:
         AVError: no record fits the context, or see `Judge.judge`.
     """
     mixed = sorted(records, key=lambda record: hashlib.sha256(record.id.encode()).digest())
     task = make_task(
-        model, tokenizer, domain, mixed, split, limit=sample, new_tokens=max_new_tokens
+        model, tokenizer, domain, mixed, split, limit=sample, new_tokens=decoding.max_new_tokens
     )
-    answers = _answers(model, tokenizer, fingerprint, task, judge, max_new_tokens)
+    answers = _answers(model, tokenizer, fingerprint, task, judge, decoding)
     written = [Item(record.id, record.query, answers[record.id].text) for record in task.records]
     known = [
         Item(record.id, record.query, text, level)
@@ -58,7 +59,7 @@ def judge_model(
 
 def _answers(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", fingerprint: str, task: Task,
-    judge: Judge, max_new_tokens: int,
+    judge: Judge, decoding: Decoding,
 ) -> dict[str, Answer]:  # fmt: skip
     key = {
         "answers_of": fingerprint,
@@ -66,9 +67,9 @@ def _answers(
         "domain": task.name,
         "split": task.split,
         "tokens": task.digest,
-        "max_new_tokens": max_new_tokens,
+        **decoding.key(),
     }
     if key not in judge.store:
-        answers = greedy_answers(model, tokenizer, task.records, max_new_tokens)
+        answers = write_answers(model, tokenizer, task.records, decoding)
         judge.store.put(key, {id: asdict(answer) for id, answer in answers.items()})
     return {id: Answer(**answer) for id, answer in judge.store.get(key).items()}

@@ -10,7 +10,8 @@ from mergekit_av.knobs import Knobs
 from mergekit_av.logprobs import mean_log_probs
 from mergekit_av.models import load_model
 
-from .answers import greedy_answers
+from .answers import write_answers
+from .decoding import Decoding
 from .fluency import answers_log_prob
 from .tasks import Task
 
@@ -24,13 +25,13 @@ class Job(NamedTuple):
     Attributes:
         lambdas: vector → λ; vectors that are not named are at 0.
         task: the records.
-        max_new_tokens: where the model's answers to the records' prompts are cut; None where the
-            records' own responses are scored.
+        decoding: how the model answers the records' prompts; None where the records' own
+            responses are scored.
     """
 
     lambdas: Mapping[str, float]
     task: Task
-    max_new_tokens: int | None = None
+    decoding: Decoding | None = None
 
 
 class Measured(NamedTuple):
@@ -93,7 +94,7 @@ class Measurer:
         """Each job as it is done."""
         for number, job in enumerate(jobs):
             start = time.perf_counter()
-            value = self._scores(job) if job.max_new_tokens is None else self._answers(job)
+            value = self._scores(job) if job.decoding is None else self._answers(job)
             yield Measured(number, value, time.perf_counter() - start)
 
     def _scores(self, job: Job) -> list[list[float]]:
@@ -103,9 +104,7 @@ class Measurer:
     def _answers(self, job: Job) -> dict[str, Any]:
         records = job.task.records
         with self._at(job.lambdas) as model:
-            answers = greedy_answers(
-                model, self.tokenizer, records, job.max_new_tokens, progress=False
-            )
+            answers = write_answers(model, self.tokenizer, records, job.decoding, progress=False)
         with self._at({}) as base:
             log_prob = answers_log_prob(base, self.tokenizer, records, answers)
         texts = {id: asdict(answer) for id, answer in answers.items()}

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import click
 
+from .decoding import MAX_NEW_TOKENS, decoding_options
+
 Decorator = Callable[[Callable], Callable]
 
 
@@ -41,14 +43,11 @@ record_options = _together(
 
 
 def answer_options(queries: int, what_for: str) -> Decorator:
-    """--generate, --max-new-tokens."""
+    """--generate, and how they are answered."""
     return _together(
         click.option("--generate", type=click.IntRange(min=0), default=queries, help=what_for),
-        click.option(
-            "--max-new-tokens", type=click.IntRange(min=1), default=80,
-            help="Where answers are cut.",
-        ),
-    )  # fmt: skip
+        decoding_options(MAX_NEW_TOKENS),
+    )
 
 
 def model_options(dtype: str, why: str) -> Decorator:

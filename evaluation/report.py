@@ -268,7 +268,8 @@ class Report:
 
     def _answers(self, sweep: Sweep) -> list[str]:
         """Each query with its answers at the chosen λ."""
-        parts = ["Greedy; … where an answer was cut before its end."]
+        decoding = str(self.source["decoding"])
+        parts = [f"{decoding.capitalize()}; … where an answer was cut before its end."]
         for id, query in sweep.queries.items():
             rows = [
                 [f"{value:g}", yes(sweep.usable(value)), _answer(sweep.at(value).answers[id])]

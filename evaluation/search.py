@@ -1,11 +1,12 @@
 """The search: settings are measured as a strategy chooses them, until it has no more to ask."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
 
+from .decoding import Decoding
 from .evaluator import Evaluator
 from .fluency import Fluency
 from .measurer import Job
@@ -21,20 +22,20 @@ class Records:
     Attributes:
         scored: the records whose responses are scored, a task a domain.
         written: the queries that the model answers, for the fluency guard; none for no guard.
-        max_new_tokens: where answers are cut.
+        decoding: how they are answered.
     """
 
     scored: tuple[Task, ...]
     written: tuple[Task, ...] = ()
-    max_new_tokens: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
 
     def jobs(self, lambdas: Mapping[str, float]) -> list[Job]:
         scored = [Job(lambdas, task) for task in self.scored]
-        return scored + [Job(lambdas, task, self.max_new_tokens) for task in self.written]
+        return scored + [Job(lambdas, task, self.decoding) for task in self.written]
 
     def answers(self, evaluator: Evaluator, lambdas: Mapping[str, float]) -> list[Fluency]:
         """What the guard sees at a setting, of each task's answers."""
-        return [evaluator.written(lambdas, task, self.max_new_tokens)[1] for task in self.written]
+        return [evaluator.written(lambdas, task, self.decoding)[1] for task in self.written]
 
     def damage(self, evaluator: Evaluator, lambdas: Mapping[str, float]) -> float:
         """By the task whose answers have suffered most (`Fluency.damage`); 0 without a guard."""

@@ -11,6 +11,7 @@ from mergekit_av.errors import AVError
 
 from .accuracy import Result
 from .answers import Answer
+from .decoding import Decoding
 from .evaluator import Evaluator
 from .fluency import Fluency
 from .measurer import Job
@@ -74,20 +75,21 @@ def sweep(
     lambdas: Sequence[float],
     tasks: Sequence[Task],
     written: Task | None = None,
-    max_new_tokens: int = 0,
+    decoding: Decoding | None = None,
 ) -> Iterator[Point]:
     """Move one vector's λ, the others at 0; at each measure every task, and what the model writes
-    to `written`.
+    to `written`, greedily unless `decoding` says how.
 
     Yields a point when all of it is measured, the smallest |λ| first. 0 is always among them:
     everything is compared with it. Nothing that the store holds is measured again.
     """
+    decoding = decoding or Decoding()
     ordered = sorted({0.0, *lambdas}, key=lambda value: (abs(value), value))
 
     def jobs(value: float) -> list[Job]:
         setting = {vector: value}
         scored = [Job(setting, task) for task in tasks]
-        return scored + ([Job(setting, written, max_new_tokens)] if written is not None else [])
+        return scored + ([Job(setting, written, decoding)] if written is not None else [])
 
     total = [job for value in ordered for job in jobs(value)]
     with tqdm(
@@ -105,7 +107,5 @@ def sweep(
             for task in tasks:
                 point.results[task.name, task.split] = evaluator.result(point.lambdas, task)
             if written is not None:
-                point.answers, point.fluency = evaluator.written(
-                    point.lambdas, written, max_new_tokens
-                )
+                point.answers, point.fluency = evaluator.written(point.lambdas, written, decoding)
             yield point

@@ -3,11 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import click
 
 from .cli import command, overwrite_option
+from .columns import aligned
 from .files import check_writable, write_whole
 
 if TYPE_CHECKING:
@@ -61,16 +63,12 @@ def summary(export: "LoraExport") -> str:
         (part.kind, str(part.tensors), f"{part.share:.2%}", f"{part.kept:.1%}")
         for part in export.parts
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     ranks = ", ".join(f"{rank}: {share:.1%}" for rank, share in export.kept_at.items())
     return "\n".join(
         [
             f"{export.folder}: LoRA adapter of rank {export.rank}, λ {export.scale:g}, "
             f"{export.nbytes / 1e6:.1f} MB in {export.dtype}",
-            *(
-                f"  {kind:<{widths[0]}}  {count:>{widths[1]}}  {share:>{widths[2]}}  {kept:>{widths[3]}}"
-                for kind, count, share, kept in (header, *rows)
-            ),
+            indent(aligned([header, *rows]), "  "),
             f"  kept in all {export.kept:.1%} of the squared norm; by rank {ranks}",
         ]
     )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, make_model, make_tokenizer
 
-from mergekit_av.evaluation.answers import Answer, greedy_answers
+from mergekit_av.evaluation.answers import Answer, write_answers
+from mergekit_av.evaluation.decoding import Decoding
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.records import Record
 
@@ -38,9 +39,9 @@ def loud(folder, architecture: str = "llama"):
 def test_padding_changes_no_answer(tmp_path, architecture):
     model, tokenizer = loud(tmp_path / architecture, architecture)
     asks = records([asked(text) for text in PROMPTS])
-    together = greedy_answers(model, tokenizer, asks, 12, progress=False)
+    together = write_answers(model, tokenizer, asks, Decoding(12), progress=False)
     for record in asks:
-        alone = greedy_answers(model, tokenizer, [record], 12, progress=False)
+        alone = write_answers(model, tokenizer, [record], Decoding(12), progress=False)
         assert alone[record.id] == together[record.id]
     assert len({answer.text for answer in together.values()}) == 3
 
@@ -48,7 +49,7 @@ def test_padding_changes_no_answer(tmp_path, architecture):
 def test_greedy_is_the_most_probable_token_each_time(tmp_path):
     model, tokenizer = loud(tmp_path / "model")
     asks = records(["Take plenty of", "An old dog"])  # plain text goes in as it is
-    answers = greedy_answers(model, tokenizer, asks, 10, progress=False)
+    answers = write_answers(model, tokenizer, asks, Decoding(10), progress=False)
     for record in asks:
         start = ids = tokenizer(record.prompt, return_tensors="pt").input_ids
         for _ in range(10):
@@ -60,7 +61,7 @@ def test_greedy_is_the_most_probable_token_each_time(tmp_path):
 def test_more_records_than_are_written_at_a_time(tmp_path):
     model, tokenizer = loud(tmp_path / "model")
     asks = records([asked(f"Number {i}?") for i in range(19)])
-    answers = greedy_answers(model, tokenizer, asks, 4, progress=False)
+    answers = write_answers(model, tokenizer, asks, Decoding(4), progress=False)
     assert list(answers) == [record.id for record in asks]
 
 
@@ -71,7 +72,7 @@ def test_an_answer_ends_at_any_of_the_models_ends_or_never(tmp_path):
     def answer(ends, tokenizer_end="<|end|>") -> Answer:
         model.generation_config.eos_token_id = ends
         tokenizer.eos_token = tokenizer_end
-        return greedy_answers(model, tokenizer, [ask], 12, progress=False)["0"]
+        return write_answers(model, tokenizer, [ask], Decoding(12), progress=False)["0"]
 
     whole = answer(None, None)
     assert not whole.ended
@@ -97,4 +98,6 @@ def test_the_last_token_may_be_the_end(tmp_path):
     model, tokenizer = loud(tmp_path / "model")
     [ask] = records([asked("Well?")])
     model.generation_config.eos_token_id = list(range(600))
-    assert greedy_answers(model, tokenizer, [ask], 1, progress=False)["0"] == Answer("", ended=True)
+    assert write_answers(model, tokenizer, [ask], Decoding(1), progress=False)["0"] == Answer(
+        "", ended=True
+    )

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from sweeping import few
 
 from mergekit_av import AVError
-from mergekit_av.evaluation.answers import Answer, greedy_answers
+from mergekit_av.evaluation.answers import Answer, write_answers
+from mergekit_av.evaluation.decoding import Decoding
 from mergekit_av.evaluation.fluency import (
     Fluency,
     answers_log_prob,
@@ -94,7 +95,7 @@ def test_a_model_that_loops_and_one_that_says_nothing_are_told_apart(base, tmp_p
     word = tokenizer(" the")["input_ids"]
     assert len(word) == 1
     looping, _ = model_that_always_says(tmp_path, word[0])
-    answers = greedy_answers(looping, tokenizer, records, 30, progress=False)
+    answers = write_answers(looping, tokenizer, records, Decoding(30), progress=False)
     assert {answer.text for answer in answers.values()} == {" ".join(["the"] * 30)}
     seen = fluency(answers, answers_log_prob(speaker, tokenizer, records, answers))
     # Three answers of 27 4-grams, all of them the same one.
@@ -102,7 +103,7 @@ def test_a_model_that_loops_and_one_that_says_nothing_are_told_apart(base, tmp_p
     assert not seen.holds(BASE)
 
     silent, _ = model_that_always_says(tmp_path, tokenizer.eos_token_id)
-    answers = greedy_answers(silent, tokenizer, records, 30, progress=False)
+    answers = write_answers(silent, tokenizer, records, Decoding(30), progress=False)
     assert set(answers.values()) == {Answer("", ended=True)}
     seen = fluency(answers, answers_log_prob(speaker, tokenizer, records, answers))
     assert (seen.repeated, seen.unended) == (0, 0)

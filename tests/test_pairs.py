@@ -10,7 +10,7 @@ from trl.data_utils import is_conversational
 
 from mergekit_av.domains import Domain
 from mergekit_av.records import Record, load_records
-from mergekit_av.training.pairs import preference_pairs
+from mergekit_av.training.pairs import preference_pairs, spectrum_pairs
 
 QUESTION = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
 
@@ -43,12 +43,11 @@ def test_a_better_level_is_always_the_chosen_one(levels, records):
 def test_conversations_stay_messages_and_text_stays_text():
     conversation, text = preference_pairs([ranked(2), ranked(2, "Why")])
     assert conversation == {
-        "turn": 0,
         "prompt": list(QUESTION),
         "chosen": [{"role": "assistant", "content": "0"}],
         "rejected": [{"role": "assistant", "content": "1"}],
     }
-    assert text == {"prompt": "Why", "chosen": "0", "rejected": "1", "turn": 0}
+    assert text == {"prompt": "Why", "chosen": "0", "rejected": "1"}
     assert is_conversational(conversation) and not is_conversational(text)
 
 
@@ -61,13 +60,19 @@ def test_pairs_read_as_records_give_the_same_pairs(tmp_path, prompt):
     assert preference_pairs(records) == rows
 
 
+def test_each_lambda_has_its_level_and_that_level_its_neighbours():
+    rows = spectrum_pairs([ranked(3, "Why?")], (1, -0.5, -1))
+    found = [(row["lambda"], row["chosen"], row["rejected"]) for row in rows]
+    assert found == [(1, "0", "1"), (-0.5, "1", "0"), (-0.5, "1", "2"), (-1, "2", "1")]
+
+
 @settings(deadline=None)
-@given(levels=st.integers(2, 7))
-def test_each_level_is_preferred_around_its_own_lambda(levels):
-    rows = preference_pairs([ranked(levels, "Why?")], "all")
+@given(levels=st.integers(2, 7), lambdas=st.lists(st.floats(-3, 3), min_size=1, max_size=4))
+def test_the_chosen_level_is_the_one_meant_nearest_and_all_others_are_rejected(levels, lambdas):
+    rows = spectrum_pairs([ranked(levels, "Why?")], lambdas, "all")
     meant = [1, *(-step / (levels - 1) for step in range(1, levels))]
-    for level, value in enumerate(meant):
-        for row in rows:
-            pair = int(row["chosen"]), int(row["rejected"])
-            if level in pair:
-                assert pair[value <= row["turn"]] == level
+    assert len(rows) == len(lambdas) * (levels - 1)
+    for row in rows:
+        chosen = int(row["chosen"])
+        assert row["rejected"] != row["chosen"]
+        assert all(abs(meant[chosen] - row["lambda"]) <= abs(m - row["lambda"]) for m in meant)

@@ -1,9 +1,12 @@
 """av-train --lambdas: one vector trained at several λ."""
 
 import math
+from collections import Counter
+from itertools import pairwise
 
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_training import LEARNS
 from training_runs import av_train, contents, training, write_domain
 
@@ -11,7 +14,7 @@ from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_pro
 from mergekit_av.errors import AVError
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.training.lambdas import parse_lambdas
-from mergekit_av.training.spectrum import _oriented
+from mergekit_av.training.spectrum import LambdaSampler
 
 BOTH = ["--lambdas", "1,-1", *LEARNS, "--num_train_epochs", "6", "--beta", "0.25"]
 
@@ -34,43 +37,64 @@ def gains(folder, base, value):
     return mean_log_probs(vector.apply_to(model), tokenizer, records) - before
 
 
-def test_each_direction_has_its_order(trained, base):
-    for value in (1, -1):
-        gain = value * gains(trained, base, value)
-        assert (gain[:, 0] > gain[:, 1]).all() and (gain[:, 1] > gain[:, 2]).all(), value
-
-
-def test_margins_are_those_asked_for_on_both_sides(trained, base):
-    # IPO's target is 1/2β = 2 nats per token between neighbours.
-    for value in (1, -1):
-        gain = value * gains(trained, base, value).mean(axis=0)
-        assert [gain[0] - gain[1], gain[1] - gain[2]] == pytest.approx([2, 2], abs=0.7), value
+def test_each_direction_prefers_its_own_level(trained, base):
+    # IPO's target is 1/2β = 2 nats per token over the neighbour: generic for both ends.
+    for value, own in ((1, 0), (-1, 2)):
+        gain = gains(trained, base, value).mean(axis=0)
+        assert gain[own] - gain[1] == pytest.approx(2, abs=0.7), value
 
 
 def test_a_level_between_is_trained_at_its_own_lambda(tmp_path, base):
     domain = write_domain(tmp_path)
-    ended = av_train(tmp_path, "--domain", domain, "--base", base, *BOTH, "--lambdas", "1,-0.5,-1")
+    options = [*BOTH, "--lambdas", "1,-0.5,-1", "--pairs", "all"]
+    ended = av_train(tmp_path, "--domain", domain, "--base", base, *options)
     assert ended.code == 0, ended.err
     assert training(tmp_path / "avs/tone")["lambdas"] == [1, -0.5, -1]
-    gain = gains(tmp_path, base, -0.5).mean(axis=0)
-    assert gain[1] > gain[0]
-    ends = gains(tmp_path, base, 1).mean(axis=0), gains(tmp_path, base, -1).mean(axis=0)
-    assert ends[0][0] > ends[0][2] and ends[1][2] > ends[1][0]
+    for value, own in ((1, 0), (-0.5, 1), (-1, 2)):
+        gain = gains(tmp_path, base, value).mean(axis=0)
+        assert gain.argmax() == own, (value, gain)
 
 
-def test_at_each_lambda_a_batch_is_turned_pair_by_pair():
-    # Two pairs: expert over generic turns at 0.25, generic over avoidance at -0.75.
-    batch = {
-        "input_ids": torch.tensor([[1, 1], [2, 2], [3, 3], [4, 4]]),
-        "ref_chosen_logps": torch.tensor([-1.0, -2.0]),
-        "ref_rejected_logps": torch.tensor([-3.0, -4.0]),
-        "turn": torch.tensor([0.25, -0.75]),
-    }
-    for value, order in ((1, [1, 2, 3, 4]), (-0.5, [3, 2, 1, 4]), (-1, [3, 4, 1, 2])):
-        turned = _oriented(batch, value)
-        assert turned["input_ids"].tolist() == [[token, token] for token in order], value
-        logps = [*turned["ref_chosen_logps"].tolist(), *turned["ref_rejected_logps"].tolist()]
-        assert logps == [-token for token in order] and "turn" not in turned
+def test_the_validation_loss_is_the_mean_over_the_pairs_at_their_lambda(tmp_path, base):
+    # Nothing is trained: at any λ the margin is 0, and the loss of each pair (1/2β)².
+    domain = write_domain(tmp_path)
+    ended = av_train(
+        tmp_path, "--domain", domain, "--base", base, "--lambdas", "1,-0.5,-1",
+        "--learning_rate", "1e-30", "--num_train_epochs", "1", "--beta", "0.25",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    history = training(tmp_path / "avs/tone")["losses"]
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert losses == pytest.approx([4.0] * len(losses), abs=1e-3)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    batch=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+)
+def test_each_batch_has_one_lambda_and_no_row_is_left_out(sizes, batch, epoch):
+    lambdas = [float(value) for value, size in enumerate(sizes) for _ in range(size)]
+    sampler = LambdaSampler(lambdas, batch, seed=1)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert len(order) == len(sampler) and set(order) == set(range(len(lambdas)))
+    batches = [order[i : i + batch] for i in range(0, len(order), batch)]
+    at = [{lambdas[row] for row in rows} for rows in batches]
+    assert all(len(values) == 1 for values in at)
+    assert all(a != b for a, b in pairwise(at)) or len(sizes) == 1
+    assert order == list(sampler)
+    times = Counter(order)
+    for value in set(lambdas):
+        counts = [times[row] for row in range(len(lambdas)) if lambdas[row] == value]
+        assert max(counts) - min(counts) <= 1  # as often as one another
+
+
+def test_each_epoch_is_shuffled_anew():
+    sampler = LambdaSampler([1.0] * 20 + [-1.0] * 20, 4, seed=1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
 
 
 def test_a_killed_run_continues_to_the_same_vector(tmp_path, base, trained):

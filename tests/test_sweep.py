@@ -15,7 +15,8 @@ from mergekit_av import AVError
 from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import load_domain
 from mergekit_av.evaluation.accuracy import evaluate
-from mergekit_av.evaluation.answers import greedy_answers
+from mergekit_av.evaluation.answers import write_answers
+from mergekit_av.evaluation.decoding import Decoding
 from mergekit_av.evaluation.evaluator import Evaluator, Identity
 from mergekit_av.evaluation.fluency import answers_log_prob, fluency
 from mergekit_av.evaluation.measurer import Job, Measurer
@@ -206,9 +207,9 @@ def test_it_measures_what_mergekit_would_have_written(make, base, vectors, tmp_p
     )
     assert found != evaluator.result({}, task)
 
-    answers, seen = evaluator.written({"medical": value}, task, 8)
-    assert answers == greedy_answers(
-        merged, evaluator.engine.tokenizer, task.records, 8, progress=False
+    answers, seen = evaluator.written({"medical": value}, task, Decoding(8))
+    assert answers == write_answers(
+        merged, evaluator.engine.tokenizer, task.records, Decoding(8), progress=False
     )
     original = load_model(base, dtype="bfloat16")
     log_prob = answers_log_prob(original, evaluator.engine.tokenizer, task.records, answers)
@@ -219,7 +220,7 @@ def test_afterwards_the_model_is_its_base_again(make, base, tmp_path):
     evaluator = make()
     task = task_of(evaluator, *few(tmp_path))
     evaluator.result({"medical": 1.5}, task)
-    evaluator.written({"medical": 1.5}, task, 4)
+    evaluator.written({"medical": 1.5}, task, Decoding(4))
     original = load_model(base).state_dict()
     state = evaluator.engine.model.state_dict()
     assert all(torch.equal(state[name], original[name]) for name in original)
@@ -230,12 +231,15 @@ def test_what_was_measured_is_read_back(make, tmp_path):
     evaluator = make()
     task = task_of(evaluator, *few(tmp_path))
     setting = {"medical": 0.5}
-    assert not evaluator.holds(Job(setting, task)) and not evaluator.holds(Job(setting, task, 4))
-    first = evaluator.result(setting, task), evaluator.written(setting, task, 4)
-    assert evaluator.holds(Job(setting, task)) and evaluator.holds(Job(setting, task, 4))
-    assert not evaluator.holds(Job(setting, task, 5))
+    assert not evaluator.holds(Job(setting, task)) and not evaluator.holds(
+        Job(setting, task, Decoding(4))
+    )
+    first = evaluator.result(setting, task), evaluator.written(setting, task, Decoding(4))
+    assert evaluator.holds(Job(setting, task)) and evaluator.holds(Job(setting, task, Decoding(4)))
+    assert not evaluator.holds(Job(setting, task, Decoding(5)))
+    assert not evaluator.holds(Job(setting, task, Decoding(4, {"do_sample": True})))
     evaluator.engine.knobs.detach()  # nothing can be measured any more
-    assert (evaluator.result(setting, task), evaluator.written(setting, task, 4)) == first
+    assert (evaluator.result(setting, task), evaluator.written(setting, task, Decoding(4))) == first
     with pytest.raises(AVError, match="detached"):
         evaluator.result({"medical": 0.6}, task)
 

@@ -47,8 +47,8 @@ EPILOG = (
 )  # fmt: skip
 @click.option(
     "--lambdas", metavar="λ,…", default="1",
-    help="At which λ to train it, in turn. 1,-1 trains both directions: below 0 the order of the "
-    "levels is reversed.",
+    help="At which λ to train it. 1,-1 trains both directions: the best level at 1, the last at -1; "
+    "1,-0.5,-1 the middle one of three as well.",
 )  # fmt: skip
 @click.option("--max-records", type=click.IntRange(min=1), help="Train on the first so many only.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16",

@@ -1,7 +1,6 @@
 """DPO with the IPO loss by TRL, from records to an alignment vector."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -37,7 +36,7 @@ from mergekit_av.vector import METADATA, AlignmentVector
 
 from .checkpoints import MarkWhole, is_last, newest_whole
 from .defaults import PATIENCE
-from .pairs import Pairing, preference_pairs
+from .pairs import Pairing, preference_pairs, spectrum_pairs
 from .processes import in_main_process
 from .run import Run
 from .spectrum import SpectrumTrainer
@@ -68,7 +67,7 @@ class Job:
 
     Attributes:
         out: the AV folder to write.
-        lambdas: at which λ it is trained, in turn; the paper's is 1 alone. See spectrum.py.
+        lambdas: at which λ it is trained; the paper's is 1 alone. See spectrum.py.
         arguments: of TRL; `output_dir` is the run folder, see run.py.
         dtype: the vector's.
         keep_aligned: keep the aligned checkpoint, in the run folder's `aligned`.
@@ -96,6 +95,18 @@ class Job:
     @property
     def run(self) -> Run:
         return Run(Path(self.arguments.output_dir))
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether it is trained as the paper does, at λ = 1 alone."""
+        return self.lambdas == (1.0,)
+
+    def pairs(self, split: str) -> list[dict[str, Any]]:
+        """The preference pairs of a split, as rows for the trainer."""
+        records = [record for record in self.records if record.split == split]
+        if self.one_sided:
+            return preference_pairs(records, self.pairing)
+        return spectrum_pairs(records, self.lambdas, self.pairing)
 
     @property
     def done(self) -> bool:
@@ -171,10 +182,7 @@ def _keep(job: Job) -> AlignmentVector:
 
 def _open(job: Job, base: Path) -> None:
     """Begin the run, or make sure that the one that is there can be continued."""
-    pairs = {
-        split: preference_pairs((r for r in job.records if r.split == split), job.pairing)
-        for split in SPLITS
-    }
+    pairs = {split: job.pairs(split) for split in SPLITS}
     digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:8]
     settings = {
         "base": fingerprint(Checkpoint(base)),
@@ -265,9 +273,7 @@ def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
     callbacks = [MarkWhole(), EvaluateLast(), StopDivergence()]
     if job.arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(job.patience))
-    make = DPOTrainer
-    if job.lambdas != (1.0,):
-        make = functools.partial(SpectrumTrainer, lambdas=job.lambdas)
+    make = DPOTrainer if job.one_sided else SpectrumTrainer
     trainer = make(
         pupil.model,
         args=job.arguments,
@@ -349,7 +355,7 @@ def _history(job: Job, state: TrainerState) -> dict[str, Any]:
         "records": _count(job, "train"),
         "validation_records": _count(job, "validation"),
         "pairs": job.pairing,
-        **({"lambdas": list(job.lambdas)} if job.lambdas != (1.0,) else {}),
+        **({} if job.one_sided else {"lambdas": list(job.lambdas)}),
         "processes": PartialState().num_processes,
         "steps": state.global_step,
         "best_step": state.best_global_step,

@@ -1,46 +1,61 @@
 """From records to preference pairs: a better level is preferred over a worse one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
 from mergekit_av.records import Record
 
 Pairing = Literal["adjacent", "all", "first"]
-TURN = "turn"
+LAMBDA = "lambda"
 
 
 def preference_pairs(
     records: Iterable[Record], pairing: Pairing = "adjacent"
 ) -> list[dict[str, Any]]:
-    """Rows in TRL's preference format: `prompt`, `chosen`, `rejected`; beside them `turn`.
+    """Rows in TRL's preference format: `prompt`, `chosen`, `rejected`.
 
     `adjacent` is the paper's: expert over generic, generic over avoidance; `all` adds every pair
     of levels further apart; `first` compares the first level with each of the others. Conversations
     stay messages, plain text stays text.
-
-    `turn` is the λ at which the preference turns, for those who train at several. The best level is
-    meant for λ = 1, the others for even steps from 0 down to -1, three levels so for 1, -1/2 and
-    -1; a pair turns half-way between its two.
     """
     pairs = PAIRS[pairing]
+    return [
+        _row(record, better, worse)
+        for record in records
+        for better, worse in pairs(record.responses.values())
+    ]
+
+
+def spectrum_pairs(
+    records: Iterable[Record], lambdas: Sequence[float], pairing: Pairing = "adjacent"
+) -> list[dict[str, Any]]:
+    """Rows like those of `preference_pairs`, for training at several λ: beside them `lambda`.
+
+    At each λ one level is preferred over its neighbours (`adjacent`) or over all others (`all`): the
+    one that is meant for the nearest λ. The best level is meant for λ = 1, the others for even steps
+    from 0 down to -1, three levels so for 1, -1/2 and -1.
+    """
     rows = []
     for record in records:
         responses = list(record.responses.values())
-        steps = max(len(responses) - 1, 1)
-        meant = [1.0, *(-step / steps for step in range(1, len(responses)))]
-        rows += [
-            {**_row(record, better, worse), TURN: (above + below) / 2}
-            for (better, above), (worse, below) in pairs(zip(responses, meant, strict=True))
-        ]
+        last = len(responses) - 1
+        meant = [1.0, *(-step / last for step in range(1, last + 1))]
+        for value in lambdas:
+            chosen = min(range(last + 1), key=lambda level: abs(meant[level] - value))
+            rows += [
+                {**_row(record, responses[chosen], responses[other]), LAMBDA: float(value)}
+                for other in range(last + 1)
+                if other != chosen and (pairing == "all" or abs(other - chosen) == 1)
+            ]
     return rows
 
 
-def _all_pairs(responses: Iterable[tuple[str, float]]):
+def _all_pairs(responses: Iterable[str]):
     return combinations(responses, 2)
 
 
-def _first_pairs(responses: Iterable[tuple[str, float]]):
+def _first_pairs(responses: Iterable[str]):
     first, *others = responses
     return [(first, other) for other in others]
 

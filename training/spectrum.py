@@ -1,59 +1,65 @@
 """Training at several λ: what lies on the other side of the base is trained, and not hoped for.
 
 The paper trains θ_base + θ_AV, λ = 1, and finds what θ_base − θ_AV does. Here one θ_AV is trained
-at each λ of a list in turn, and λ says which response of a pair is preferred there.
+at several λ, at each of them towards the level that is meant there (`pairs.spectrum_pairs`).
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from trl import DPOTrainer
 
-from .pairs import TURN
+from .pairs import LAMBDA
 
 
 class SpectrumTrainer(DPOTrainer):
-    """TRL's trainer, with the weights at θ_base + λ θ_AV in each step for the next λ of a list.
+    """TRL's trainer, with the weights at θ_base + λ θ_AV for the λ of each batch.
 
-    The rows of its datasets have a column `turn` beside TRL's: above this λ the chosen response is
-    the preferred one, at it and below the rejected one. The gradient of θ_AV is λ times that of
-    the weights. The validation loss is the mean over all λ. A copy of the base stays in memory.
+    The rows of its datasets have a column `lambda` beside TRL's. All pairs of a training batch are
+    of one λ, and the λ take turns. The gradient of θ_AV is λ times that of the weights. The
+    validation loss is the mean over all rows. A copy of the base stays in memory.
 
     Raises:
         ValueError: the weights are spread over processes (FSDP, DeepSpeed).
     """
 
-    def __init__(self, *args: Any, lambdas: Sequence[float], **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("--lambdas needs whole weights in each process: no FSDP, no DeepSpeed")
-        self._lambdas = tuple(lambdas)
         self._lambda = 1.0
         self._base = [(weight, weight.detach().clone()) for weight in self.model.parameters()]
-        self.data_collator = _WithTurns(self.data_collator)
+        self.data_collator = _WithLambda(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if TURN not in self._signature_columns:
-            self._signature_columns.append(TURN)
+        if LAMBDA not in self._signature_columns:
+            self._signature_columns.append(LAMBDA)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        value = self._lambdas[self.state.global_step % len(self._lambdas)]
+    def _get_train_sampler(self, train_dataset=None) -> "LambdaSampler":
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return LambdaSampler(rows[LAMBDA], self.args.train_batch_size, self.args.seed)
+
+    def training_step(self, model, inputs, *args: Any, **kwargs: Any) -> torch.Tensor:
+        value = inputs.pop(LAMBDA)[0].item()
         with self._at(value):
-            return super().training_step(*args, **kwargs) / value
+            return super().training_step(model, inputs, *args, **kwargs) / value
 
-    def prediction_step(self, *args: Any, **kwargs: Any):
-        losses = []
-        for value in self._lambdas:
-            with self._at(value):
-                loss, *rest = super().prediction_step(*args, **kwargs)
-            losses.append(loss)
-        return torch.stack(losses).mean(), *rest
+    def prediction_step(self, model, inputs, *args: Any, **kwargs: Any):
+        lambdas = inputs.pop(LAMBDA)
+        loss = 0.0
+        for value in lambdas.unique():
+            rows = lambdas == value
+            with self._at(value.item()):
+                part, *rest = super().prediction_step(model, _of(inputs, rows), *args, **kwargs)
+            loss += part * rows.float().mean()
+        return loss, *rest
 
-    def compute_loss(self, model, inputs, *args: Any, **kwargs: Any):
-        loss = super().compute_loss(model, _oriented(inputs, self._lambda), *args, **kwargs)
+    def compute_loss(self, *args: Any, **kwargs: Any):
+        loss = super().compute_loss(*args, **kwargs)
         # The chain rule: d/dθ_AV of what is computed at θ_base + λ θ_AV.
         return loss * self._lambda if self.model.training else loss
 
@@ -75,27 +81,53 @@ class SpectrumTrainer(DPOTrainer):
                 torch.lerp(base, weight, factor, out=weight)
 
 
-class _WithTurns:
-    """TRL's collator, with the turn of each pair beside its tokens."""
+class LambdaSampler(torch.utils.data.Sampler):
+    """Rows in an order in which each batch has one λ, and the λ take turns.
+
+    Shuffled anew each epoch. Where the rows of a λ do not fill as many whole batches as those of
+    another, some come twice.
+
+    Args:
+        lambdas: of each row.
+        batch: rows in a batch.
+    """
+
+    def __init__(self, lambdas: Sequence[float], batch: int, seed: int):
+        lambdas = torch.tensor(list(lambdas))
+        self._rows = [(lambdas == value).nonzero()[:, 0] for value in lambdas.unique().flip(0)]
+        self._batches = max(math.ceil(len(rows) / batch) for rows in self._rows)
+        self._batch = batch
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._batches * self._batch * len(self._rows)
+
+    def __iter__(self) -> Iterator[int]:
+        shuffle = torch.Generator().manual_seed(self._seed + self._epoch)
+        size = self._batches * self._batch
+        columns = []
+        for rows in self._rows:
+            times = math.ceil(size / len(rows))
+            drawn = [rows[torch.randperm(len(rows), generator=shuffle)] for _ in range(times)]
+            columns.append(torch.cat(drawn)[:size].view(self._batches, self._batch))
+        return iter(torch.stack(columns, dim=1).flatten().tolist())
+
+
+class _WithLambda:
+    """TRL's collator, with the λ of each pair beside its tokens."""
 
     def __init__(self, collate):
         self.collate = collate
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {**self.collate(rows), TURN: torch.tensor([row[TURN] for row in rows])}
+        return {**self.collate(rows), LAMBDA: torch.tensor([row[LAMBDA] for row in rows])}
 
 
-def _oriented(inputs: dict[str, torch.Tensor], value: float) -> dict[str, torch.Tensor]:
-    """A batch of TRL's, first all chosen and then all rejected, as λ prefers them."""
-    inputs = dict(inputs)
-    stays = value > inputs.pop(TURN)
-    pairs = torch.arange(2 * len(stays), device=stays.device).view(2, -1)
-    order = torch.where(stays, pairs, pairs.flip(0)).flatten()
-    chosen, rejected = "ref_chosen_logps", "ref_rejected_logps"
-    if chosen in inputs:
-        both = torch.cat([inputs.pop(chosen), inputs.pop(rejected)])[order]
-        inputs[chosen], inputs[rejected] = both.chunk(2)
-        names = [name for name in inputs if name not in (chosen, rejected)]
-    else:
-        names = list(inputs)
-    return {**inputs, **{name: inputs[name][order] for name in names}}
+def _of(inputs: dict[str, torch.Tensor], pairs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Some pairs of a batch of TRL's, in which all chosen come first and then all rejected."""
+    both = pairs.repeat(2)
+    return {k: v[pairs if len(v) == len(pairs) else both] for k, v in inputs.items()}

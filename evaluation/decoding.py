@@ -1,0 +1,117 @@
+"""How a model writes its answers: greedily, or as `generate()` is told."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import yaml
+
+# What changes how a token is chosen, and the class of transformers that does it and knows what it may
+# be. Beams, lengths and end tokens are not for here.
+PROCESSORS = {
+    "temperature": "TemperatureLogitsWarper",
+    "top_k": "TopKLogitsWarper",
+    "top_p": "TopPLogitsWarper",
+    "min_p": "MinPLogitsWarper",
+    "typical_p": "TypicalLogitsWarper",
+    "repetition_penalty": "RepetitionPenaltyLogitsProcessor",
+    "no_repeat_ngram_size": "NoRepeatNGramLogitsProcessor",
+}
+NAMES = ("do_sample", *PROCESSORS, "seed")
+MAX_NEW_TOKENS = 80
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are written.
+
+    Attributes:
+        max_new_tokens: where they are cut.
+        sampling: arguments of transformers' `generate()`; without any, the most probable token each
+            time.
+        seed: of what is drawn. Each answer is drawn from the same seed on its own, so that it does
+            not depend on which others are asked for.
+    """
+
+    max_new_tokens: int = MAX_NEW_TOKENS
+    sampling: Mapping[str, bool | int | float] = field(default_factory=dict)
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """For `generate()`."""
+        return {"do_sample": False, "max_new_tokens": self.max_new_tokens, **self.sampling}
+
+    def key(self) -> dict[str, Any]:
+        """For a store."""
+        told = {"sampling": {**self.sampling, "seed": self.seed}} if self.sampling else {}
+        return {"max_new_tokens": self.max_new_tokens, **told}
+
+    def __str__(self) -> str:
+        told = [f"{name}={value}" for name, value in self.sampling.items()]
+        return ", ".join([*told, f"seed={self.seed}"]) if told else "greedy"
+
+
+def decoding_options(max_new_tokens: int) -> Callable[[Callable], Callable]:
+    """--max-new-tokens and --gen-kwargs; the command gets them as one argument, `decoding`."""
+
+    def decorate(command: Callable) -> Callable:
+        @click.option(
+            "--max-new-tokens", type=click.IntRange(min=1), default=max_new_tokens,
+            help="Where answers are cut.",
+        )  # fmt: skip
+        @click.option(
+            "--gen-kwargs", metavar="NAME=VALUE,…", default="", callback=_parsed,
+            help="How answers are written, in generate()'s terms: do_sample=true,temperature=0.7,"
+            "top_p=0.9,seed=1.  [default: greedily]",
+        )  # fmt: skip
+        @functools.wraps(command)
+        def with_decoding(*args: Any, max_new_tokens: int, gen_kwargs: dict, **kwargs: Any):
+            sampling = {name: value for name, value in gen_kwargs.items() if name != "seed"}
+            decoding = Decoding(max_new_tokens, sampling, gen_kwargs.get("seed", 0))
+            return command(*args, decoding=decoding, **kwargs)
+
+        return with_decoding
+
+    return decorate
+
+
+def _parsed(context: click.Context, option: click.Parameter, text: str) -> dict[str, Any]:
+    """`do_sample=true,top_p=0.9,seed=1` as what it says.
+
+    Raises:
+        click.BadParameter: a name is unknown or stands twice, or transformers refuses a value, or
+            would leave it unused.
+    """
+    told: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or name not in NAMES:
+            raise click.BadParameter(
+                f"{part!r}: must be NAME=VALUE, NAME one of {', '.join(NAMES)}"
+            )
+        if name in told:
+            raise click.BadParameter(f"{name} is given twice")
+        told[name] = yaml.safe_load(value)
+    if told:
+        _check(told)
+    return told
+
+
+def _check(told: Mapping[str, Any]) -> None:
+    import transformers
+
+    for name, kind in (("do_sample", bool), ("seed", int)):
+        if type(told.get(name, kind())) is not kind:
+            raise click.BadParameter(f"{name}={told[name]}: must be of type {kind.__name__}")
+    try:
+        for name, processor in PROCESSORS.items():
+            if name in told:
+                getattr(transformers, processor)(told[name])
+        choices = {name: value for name, value in told.items() if name != "seed"}
+        transformers.GenerationConfig(**choices).validate(strict=True)
+    except (ValueError, TypeError) as error:
+        raise click.BadParameter(" ".join(str(error).split())) from error
+    if not choices:
+        raise click.BadParameter("a seed alone changes nothing: name do_sample=true with it")
