@@ -44,12 +44,15 @@ WHOLE = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at
 @click.option("--lambda", "lambdas", default="-1.5,-1.25,-1,-0.75,-0.5,-0.25,0.25,0.5,0.75,1,1.25",
               show_default=True)  # fmt: skip
 @click.option("--generate", default=8, show_default=True)
+@click.option("--gen-kwargs", default="", help="How they are answered, as in av-sweep.")
 @click.option("--max-records", type=int)
 @click.option("--base", help="By default the default base.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/variants"),
               show_default=True)  # fmt: skip
 @click.option("--table-only", is_flag=True, help="Of what is there; train and sweep nothing.")
-def main(variants, domains, seeds, lambdas, generate, max_records, base, out, table_only):
+def main(
+    variants, domains, seeds, lambdas, generate, gen_kwargs, max_records, base, out, table_only
+):
     """Print a Markdown table of variants, domains and seeds."""
     on = ["--base", base] if base else []
     runs = [
@@ -67,7 +70,7 @@ def main(variants, domains, seeds, lambdas, generate, max_records, base, out, ta
         if not (sweep / "sweep.json").exists():
             records = ["--max-records", max_records] if max_records else []
             command = ["av-sweep", "--av", f"{domain}={vector}", f"--lambda={lambdas}",
-                       "--generate", generate, "--no-prompting", "--out", sweep, *records]  # fmt: skip
+                       "--generate", generate, "--gen-kwargs", gen_kwargs, "--no-prompting", "--out", sweep, *records]  # fmt: skip
             _run([*command, *on])
     levels = [f"{level}: validation / test, λ" for level in load_domain(domains[0]).levels]
     head = ["variant", "domain", "seed", "usable range", *levels, "norm", "minutes"]
