@@ -269,7 +269,7 @@ class Report:
     def _answers(self, sweep: Sweep) -> list[str]:
         """Each query with its answers at the chosen λ."""
         decoding = str(self.source["decoding"])
-        parts = [f"{decoding.capitalize()}; … where an answer was cut before its end."]
+        parts = [f"{decoding[0].upper()}{decoding[1:]}; … where an answer was cut before its end."]
         for id, query in sweep.queries.items():
             rows = [
                 [f"{value:g}", yes(sweep.usable(value)), _answer(sweep.at(value).answers[id])]

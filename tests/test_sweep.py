@@ -310,7 +310,7 @@ def test_a_sweep_begins_at_the_base_and_moves_away_from_it(make, tmp_path):
     evaluator = make()
     domain, records = few(tmp_path)
     tasks = [task_of(evaluator, domain, records, split) for split in ("test", "validation")]
-    points = list(sweep(evaluator, "medical", [1.0, -0.5, 0.5], tasks, tasks[0], 4))
+    points = list(sweep(evaluator, "medical", [1.0, -0.5, 0.5], tasks, tasks[0], Decoding(4)))
     assert [point.lambdas["medical"] for point in points] == [0, -0.5, 0.5, 1]
     for point in points:
         assert list(point.results) == [("medical", "test"), ("medical", "validation")]

@@ -310,6 +310,20 @@ def test_without_answers_the_usable_range_is_unknown(options, tmp_path):
     assert {line["usable"] for line in content} == {""} and len(content) == 2 * 6
 
 
+def test_answers_written_otherwise_are_answers_of_their_own(options, tmp_path):
+    run = [*options, "--no-prompting", "--lambda=1"]
+    sampled = [*run, "--gen-kwargs", "do_sample=true,temperature=1.5"]
+    reports = []
+    for arguments in (run, sampled, run):
+        assert sweep(*arguments).exit_code == 0
+        reports.append((tmp_path / "out/report.md").read_text("utf-8"))
+    greedy, drawn, again = (report.partition("### Answers")[2] for report in reports)
+    assert "Greedy; …" in greedy and greedy == again
+    assert "Do_sample=True, temperature=1.5, seed=0; …" in drawn and drawn != greedy
+    assert sum("max_new_tokens" in key for key in keys(tmp_path / "out")) == 4
+    assert "temperature=1.5" in reports[1].partition("### Answers")[0]
+
+
 def test_a_domain_of_ones_own_with_other_levels(base, vectors, tmp_path):
     content = [
         {"id": str(i), "split": split, "query": f"Hi {i}", "responses": {"a|b": "Yes | no.", "_*": "No\n\n# No"}}

@@ -41,7 +41,8 @@ class SpectrumTrainer(DPOTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> "LambdaSampler":
         rows = self.train_dataset if train_dataset is None else train_dataset
-        return LambdaSampler(rows[LAMBDA], self.args.train_batch_size, self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LambdaSampler(rows[LAMBDA], self.args.train_batch_size, seed)
 
     def training_step(self, model, inputs, *args: Any, **kwargs: Any) -> torch.Tensor:
         value = inputs.pop(LAMBDA)[0].item()
