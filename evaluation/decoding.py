@@ -1,6 +1,7 @@
 """How a model writes its answers: greedily, or as `generate()` is told."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ PROCESSORS = {
     "no_repeat_ngram_size": "NoRepeatNGramLogitsProcessor",
 }
 NAMES = ("do_sample", *PROCESSORS, "seed")
+WHOLE = ("top_k", "no_repeat_ngram_size", "seed")
 MAX_NEW_TOKENS = 80
 
 
@@ -62,28 +64,32 @@ def decoding_options(max_new_tokens: int) -> Callable[[Callable], Callable]:
             help="Where answers are cut.",
         )  # fmt: skip
         @click.option(
-            "--gen-kwargs", metavar="NAME=VALUE,…", default="", callback=_parsed,
+            "--gen-kwargs", metavar="NAME=VALUE,…", callback=_parsed,
             help="How answers are written, in generate()'s terms: do_sample=true,temperature=0.7,"
             "top_p=0.9,seed=1.  [default: greedily]",
         )  # fmt: skip
         @functools.wraps(command)
-        def with_decoding(*args: Any, max_new_tokens: int, gen_kwargs: dict, **kwargs: Any):
-            sampling = {name: value for name, value in gen_kwargs.items() if name != "seed"}
-            decoding = Decoding(max_new_tokens, sampling, gen_kwargs.get("seed", 0))
-            return command(*args, decoding=decoding, **kwargs)
+        def with_decoding(*args: Any, max_new_tokens: int, gen_kwargs: dict | None, **kwargs: Any):
+            sampling = dict(gen_kwargs or {})
+            seed = sampling.pop("seed", 0)
+            return command(*args, decoding=Decoding(max_new_tokens, sampling, seed), **kwargs)
 
         return with_decoding
 
     return decorate
 
 
-def _parsed(context: click.Context, option: click.Parameter, text: str) -> dict[str, Any]:
+def _parsed(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> dict[str, Any] | None:
     """`do_sample=true,top_p=0.9,seed=1` as what it says.
 
     Raises:
         click.BadParameter: a name is unknown or stands twice, or transformers refuses a value, or
             would leave it unused.
     """
+    if text is None:
+        return None
     told: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, equals, value = (word.strip() for word in part.partition("="))
@@ -93,10 +99,22 @@ def _parsed(context: click.Context, option: click.Parameter, text: str) -> dict[
             )
         if name in told:
             raise click.BadParameter(f"{name} is given twice")
-        told[name] = yaml.safe_load(value)
+        told[name] = _value(name, value)
     if told:
         _check(told)
     return told
+
+
+def _value(name: str, text: str) -> Any:
+    """What is typed as YAML understands it, so that `true` is a truth value."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise click.BadParameter(f"{name}={text}: must be finite")
+    # transformers takes no 1 for 1.0.
+    return float(value) if type(value) is int and name not in WHOLE else value
 
 
 def _check(told: Mapping[str, Any]) -> None:
@@ -105,13 +123,14 @@ def _check(told: Mapping[str, Any]) -> None:
     for name, kind in (("do_sample", bool), ("seed", int)):
         if type(told.get(name, kind())) is not kind:
             raise click.BadParameter(f"{name}={told[name]}: must be of type {kind.__name__}")
+    choices = {name: value for name, value in told.items() if name != "seed"}
+    if not choices:
+        raise click.BadParameter("a seed alone changes nothing: name do_sample=true with it")
     try:
         for name, processor in PROCESSORS.items():
             if name in told:
                 getattr(transformers, processor)(told[name])
-        choices = {name: value for name, value in told.items() if name != "seed"}
         transformers.GenerationConfig(**choices).validate(strict=True)
     except (ValueError, TypeError) as error:
-        raise click.BadParameter(" ".join(str(error).split())) from error
-    if not choices:
-        raise click.BadParameter("a seed alone changes nothing: name do_sample=true with it")
+        said = ", ".join(f"{name}={value}" for name, value in choices.items())
+        raise click.BadParameter(f"{said}: {' '.join(str(error).split())}") from error

@@ -30,6 +30,9 @@ def test_what_is_typed_reaches_generate():
     assert parsed("--max-new-tokens", "3", "--gen-kwargs", "do_sample=true, top_p=0.9,seed=7") == [
         3, {"do_sample": True, "top_p": 0.9}, 7,
     ]  # fmt: skip
+    assert parsed("--gen-kwargs", "do_sample=true,temperature=1,top_k=5")[1] == {
+        "do_sample": True, "temperature": 1.0, "top_k": 5,
+    }  # fmt: skip
     assert parsed("--gen-kwargs", "repetition_penalty=1.1")[1] == {"repetition_penalty": 1.1}
 
 
@@ -43,6 +46,9 @@ def test_what_is_typed_reaches_generate():
         ("do_sample=true,seed=0.5", "must be of type int"),
         ("do_sample=true,temperature=0", "strictly positive"),
         ("do_sample=true,top_p=3", "top_p"),
+        ("do_sample=true,top_p=.nan", "must be finite"),
+        ("do_sample=true,top_p=[", "top_p"),
+        ("do_sample=true,top_k=1.5", "top_k"),
         ("repetition_penalty=-1", "strictly positive"),
         ("temperature=0.7", "do_sample"),  # transformers would leave it unused
         ("seed=1", "do_sample=true"),

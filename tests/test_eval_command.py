@@ -209,7 +209,7 @@ def test_wrong_usage_ends_with_2(base, few, tmp_path):
 def test_help_shows_every_default(base):
     result = run("--help")
     assert result.exit_code == 0
-    assert result.stdout.count("default:") == 14
+    assert result.stdout.count("default:") == 15
 
 
 def test_an_alignment_vector_is_refused_as_a_model(vectors, few):
