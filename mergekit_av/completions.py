@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -106,7 +107,12 @@ class Completions:
                 keep(item, result)
                 bar.update()
 
-            asyncio.run(self._run(iter(items), work, keep_and_show))
+            try:
+                asyncio.run(self._run(iter(items), work, keep_and_show))
+            except KeyboardInterrupt:
+                kept = f"{desc}: {bar.n} of {total} are kept; the same command goes on from there"
+                bar.write(kept, file=sys.stderr)
+                raise
 
     async def _run(self, items, work, keep) -> None:
         from openai import AsyncOpenAI, Timeout

@@ -95,6 +95,7 @@ def test_ctrl_c_keeps_what_is_done(chat, options, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     ended = finish(process)
     assert ended.code == 130 and ended.error.endswith("Interrupted")
+    assert "are kept; the same command goes on from there" in ended.err
     done = len(lines(tmp_path / "data" / "responses.jsonl"))
     assert 5 <= done < 3 * COUNT
     asked, chat.delay = len(chat.requests), 0
