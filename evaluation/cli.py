@@ -11,8 +11,8 @@ from mergekit_av.cli import command
 from mergekit_av.domains import built_in_domains, load_domain
 from mergekit_av.files import write_whole
 
+from .cli_decoding import decoding_options
 from .cli_judge import judge_options
-from .decoding import decoding_options
 
 VERSIONS = ("mergekit-av", "torch", "transformers")
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import click
 
-from .decoding import MAX_NEW_TOKENS, decoding_options
+from .cli_decoding import decoding_options
+from .decoding import MAX_NEW_TOKENS
 
 Decorator = Callable[[Callable], Callable]
 

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from test_answers import PROMPTS, asked, loud, records
 
 from mergekit_av.evaluation.answers import write_answers
-from mergekit_av.evaluation.decoding import Decoding, decoding_options
+from mergekit_av.evaluation.cli_decoding import decoding_options
+from mergekit_av.evaluation.decoding import Decoding
 
 
 @click.command()
