@@ -69,8 +69,9 @@ def main(
             _run([*command, *on])
         if not (sweep / "sweep.json").exists():
             records = ["--max-records", max_records] if max_records else []
-            command = ["av-sweep", "--av", f"{domain}={vector}", f"--lambda={lambdas}",
-                       "--generate", generate, "--gen-kwargs", gen_kwargs, "--no-prompting", "--out", sweep, *records]  # fmt: skip
+            answers = ["--generate", generate, "--gen-kwargs", gen_kwargs]
+            command = ["av-sweep", "--av", f"{domain}={vector}", f"--lambda={lambdas}", *answers,
+                       "--no-prompting", "--out", sweep, *records]  # fmt: skip
             _run([*command, *on])
     levels = [f"{level}: validation / test, λ" for level in load_domain(domains[0]).levels]
     head = ["variant", "domain", "seed", "usable range", *levels, "norm", "minutes"]

@@ -66,9 +66,8 @@ def operations(others: list[AlignmentVector], layers: int) -> dict[str, Operatio
 
     def profiled(name: str, delta: torch.Tensor) -> torch.Tensor:
         number = next((int(part) for part in name.split(".") if part.isdigit()), None)
-        if (
-            number is None
-        ):  # as mergekit: embeddings are before the layers, the last norm after them
+        if number is None:
+            # As mergekit: embeddings are before the layers, the last norm after them.
             return delta * LAYERS[0 if "embed_tokens" in name else -1]
         place = number / (layers - 1) * (len(LAYERS) - 1)
         low = min(int(place), len(LAYERS) - 2)
