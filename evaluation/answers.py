@@ -41,15 +41,15 @@ def write_answers(
 ) -> dict[str, Answer]:
     """Record id → the model's answer to the record's prompt.
 
-    Greedily, several are written at a time, their prompts padded on the left; otherwise one at a
-    time, each from the seed. An answer ends with one of the model's own end tokens or the
-    tokenizer's, which ends a turn in training and scoring.
+    Several are written at a time, their prompts padded on the left, and none depends on another: what
+    is drawn for an answer depends on the seed and the record's id. An answer ends with one of the
+    model's own end tokens or the tokenizer's, which ends a turn in training and scoring.
     """
     ends = _end_tokens(model, tokenizer)
-    devices = [model.device] if model.device.type == "cuda" else []
+    # A penalty on what the prompt says would act on the padding as well.
+    size = 1 if "repetition_penalty" in decoding.sampling else BATCH
     answers = {}
     with tqdm(total=len(records), desc="Answering", unit="record", disable=not progress) as bar:
-        size = 1 if decoding.sampling else BATCH
         for start in range(0, len(records), size):
             batch = records[start : start + size]
             prompts = [encode(tokenizer, record.prompt, [""])[0] for record in batch]
@@ -57,15 +57,13 @@ def write_answers(
             pads = [longest - len(prompt) for prompt in prompts]
             rows = [[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
             mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
-            with torch.random.fork_rng(devices):
-                torch.manual_seed(decoding.seed)
-                output = model.generate(
-                    torch.tensor(rows, device=model.device),
-                    attention_mask=torch.tensor(mask, device=model.device),
-                    eos_token_id=ends or None,
-                    pad_token_id=tokenizer.pad_token_id,
-                    **decoding.arguments(),
-                )
+            output = model.generate(
+                torch.tensor(rows, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                eos_token_id=ends or None,
+                pad_token_id=tokenizer.pad_token_id,
+                **decoding.arguments(record.id for record in batch),
+            )
             for record, ids in zip(batch, output[:, longest:].tolist(), strict=True):
                 length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
                 text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()

@@ -1,11 +1,14 @@
 """--gen-kwargs: answers written otherwise than greedily."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy.stats import chisquare
 from test_answers import PROMPTS, asked, loud, records
 
 from mergekit_av.evaluation.answers import write_answers
@@ -65,17 +68,23 @@ def test_what_generate_would_refuse_or_leave_unused_is_one_line(text, says):
 SAMPLED = Decoding(12, {"do_sample": True, "temperature": 0.7})
 
 
-def test_a_sampled_answer_is_generates_own_from_the_seed(tmp_path):
+def test_answers_are_drawn_as_often_as_they_are_probable(tmp_path):
     model, tokenizer = loud(tmp_path / "model")
     [record] = records(["Take plenty of"])
-    answer = write_answers(model, tokenizer, [record], SAMPLED, progress=False)["0"]
-    ids = tokenizer(record.prompt, return_tensors="pt")
-    torch.manual_seed(0)
-    output = model.generate(
-        **ids, do_sample=True, temperature=0.7, max_new_tokens=12, pad_token_id=0
+    many = [replace(record, id=str(number)) for number in range(2000)]
+    decoding = Decoding(1, {"do_sample": True, "temperature": 0.7, "top_k": 3})
+    written = Counter(
+        answer.text
+        for answer in write_answers(model, tokenizer, many, decoding, progress=False).values()
     )
-    text = tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert answer.text == text.strip()
+    ids = tokenizer(record.prompt, return_tensors="pt")
+    with torch.inference_mode():
+        top = (model(**ids).logits[0, -1] / 0.7).topk(3)
+    expected = Counter()
+    for token, share in zip(top.indices, top.values.softmax(-1), strict=True):
+        expected[tokenizer.decode(token).strip()] += 2000 * share.item()
+    assert written.keys() <= expected.keys()
+    assert chisquare([written[text] for text in expected], list(expected.values())).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("sampling", [SAMPLED.sampling, {"repetition_penalty": 1.5}])
