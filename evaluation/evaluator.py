@@ -11,7 +11,6 @@ from mergekit_av.vector import AlignmentVector
 from .accuracy import Result, summarise
 from .answers import Answer
 from .decoding import Decoding
-from .fluency import Fluency, fluency
 from .measurer import Job, Measurer
 from .store import Store
 from .tasks import Task
@@ -100,11 +99,10 @@ class Evaluator:
 
     def written(
         self, lambdas: Mapping[str, float], task: Task, decoding: Decoding
-    ) -> tuple[dict[str, Answer], Fluency]:
-        """Answers at a setting to the task's prompts, and what the guard sees of them."""
+    ) -> dict[str, Answer]:
+        """Record id → the answer at a setting to the record's prompt."""
         kept = self._value(Job(lambdas, task, decoding))
-        answers = {id: Answer(**answer) for id, answer in kept["answers"].items()}
-        return answers, fluency(answers, kept["log_prob"])
+        return {id: Answer(**answer) for id, answer in kept["answers"].items()}
 
     def _value(self, job: Job) -> Any:
         for _ in self.measure([job]):

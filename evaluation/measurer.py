@@ -12,7 +12,6 @@ from mergekit_av.models import load_model
 
 from .answers import write_answers
 from .decoding import Decoding
-from .fluency import answers_log_prob
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Measured(NamedTuple):
     Attributes:
         number: of the job, in the list that it was part of.
         value: for a store. Of responses the mean log-probabilities, nats per token, a list a
-            record; of answers the texts, and their mean log-probability under the base.
+            record; of answers the texts.
         seconds: how long it took.
     """
 
@@ -105,10 +104,7 @@ class Measurer:
         records = job.task.records
         with self._at(job.lambdas) as model:
             answers = write_answers(model, self.tokenizer, records, job.decoding, progress=False)
-        with self._at({}) as base:
-            log_prob = answers_log_prob(base, self.tokenizer, records, answers)
-        texts = {id: asdict(answer) for id, answer in answers.items()}
-        return {"answers": texts, "log_prob": log_prob}
+        return {"answers": {id: asdict(answer) for id, answer in answers.items()}}
 
     def _at(self, lambdas: Mapping[str, float]):
         return self.knobs.at({**dict.fromkeys(self.knobs.vectors, 0.0), **lambdas})

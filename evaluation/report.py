@@ -250,13 +250,13 @@ class Report:
         return table(["domain", "level", "at λ 0", "lowest … highest", "span"], rows)
 
     def _every(self, sweep: Sweep) -> str:
-        head = ["λ", "usable", "answers' log-prob", "repeated 4-grams", "not ended"]
+        head = ["λ", "usable", "preferred log-prob", "repeated 4-grams", "not ended"]
         head += [f"{d.name} {' / '.join(d.levels)}" for d in self.domains]
         rows = []
         for point in sweep.points:
             value, seen = point.lambdas[sweep.vector], point.fluency
             cells = (
-                [f"{seen.log_prob:.2f}", f"{seen.repeated:.2f}", f"{seen.unended:.2f}"]
+                [f"{seen.held_out:.2f}", f"{seen.repeated:.2f}", f"{seen.unended:.2f}"]
                 if seen
                 else [""] * 3
             )
@@ -302,9 +302,9 @@ def _range(sweep: Sweep) -> str:
     if (low, high) == (first, last):
         return says + "The language held at every λ of the sweep."
     return says + (
-        "Beyond it the answers are no longer language: less probable under the base, more "
-        "repetitive, or more often without an end than the base's own by more than the guard "
-        "allows (`mergekit_av.evaluation.fluency`)."
+        "Beyond it this is no longer language: the responses that it prefers are less probable to "
+        "it, or its answers more repetitive or more often without an end, than with the base, by "
+        "more than the guard allows (`mergekit_av.evaluation.fluency`)."
     )
 
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from .decoding import Decoding
 from .evaluator import Evaluator
-from .fluency import Fluency
+from .fluency import Fluency, fluency
 from .measurer import Job
 from .question import Goal, Landscape, Point, Question, Setting
 from .strategies import Strategy
@@ -33,13 +33,19 @@ class Records:
         scored = [Job(lambdas, task) for task in self.scored]
         return scored + [Job(lambdas, task, self.decoding) for task in self.written]
 
-    def answers(self, evaluator: Evaluator, lambdas: Mapping[str, float]) -> list[Fluency]:
-        """What the guard sees at a setting, of each task's answers."""
-        return [evaluator.written(lambdas, task, self.decoding)[1] for task in self.written]
+    def fluency(self, evaluator: Evaluator, lambdas: Mapping[str, float]) -> list[Fluency]:
+        """What the guard sees at a setting, in the domain of each task of answers."""
+        return [
+            fluency(
+                evaluator.written(lambdas, task, self.decoding),
+                [evaluator.result(lambdas, some) for some in self.scored if some.name == task.name],
+            )
+            for task in self.written
+        ]
 
     def damage(self, evaluator: Evaluator, lambdas: Mapping[str, float]) -> float:
-        """By the task whose answers have suffered most (`Fluency.damage`); 0 without a guard."""
-        pairs = zip(self.answers(evaluator, lambdas), self.answers(evaluator, {}), strict=True)
+        """In the domain that has suffered most (`Fluency.damage`); 0 without a guard."""
+        pairs = zip(self.fluency(evaluator, lambdas), self.fluency(evaluator, {}), strict=True)
         return max((seen.damage(base) for seen, base in pairs), default=0.0)
 
 

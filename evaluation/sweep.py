@@ -13,7 +13,7 @@ from .accuracy import Result
 from .answers import Answer
 from .decoding import Decoding
 from .evaluator import Evaluator
-from .fluency import Fluency
+from .fluency import Fluency, fluency
 from .measurer import Job
 from .tasks import Task
 
@@ -59,7 +59,7 @@ class Point:
     Attributes:
         lambdas: vector → λ.
         results: (domain, split) → preference accuracies.
-        fluency: of the answers; None where none were generated.
+        fluency: what the guard saw; None where no answers were generated.
         answers: record id → answer.
     """
 
@@ -107,5 +107,7 @@ def sweep(
             for task in tasks:
                 point.results[task.name, task.split] = evaluator.result(point.lambdas, task)
             if written is not None:
-                point.answers, point.fluency = evaluator.written(point.lambdas, written, decoding)
+                point.answers = evaluator.written(point.lambdas, written, decoding)
+                same = [point.results[t.name, t.split] for t in tasks if t.name == written.name]
+                point.fluency = fluency(point.answers, same)
             yield point

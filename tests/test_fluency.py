@@ -5,22 +5,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweeping import few
 
-from mergekit_av import AVError
+from mergekit_av.evaluation.accuracy import summarise
 from mergekit_av.evaluation.answers import Answer, write_answers
 from mergekit_av.evaluation.decoding import Decoding
 from mergekit_av.evaluation.fluency import (
     Fluency,
-    answers_log_prob,
     fluency,
     repeated_share,
     usable_range,
 )
-from mergekit_av.logprobs import mean_log_probs
 from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.records import Record
 
-BASE = Fluency(log_prob=-1.5, repeated=0.05, unended=0.25)
-BROKEN = Fluency(log_prob=-9.0, repeated=0.9, unended=1.0)
+BASE = Fluency(held_out=-1.5, repeated=0.05, unended=0.25)
+BROKEN = Fluency(held_out=-9.0, repeated=0.9, unended=1.0)
 
 
 @pytest.mark.parametrize(
@@ -54,23 +51,23 @@ def test_words_that_are_all_different_repeat_nothing(words):
     assert repeated_share([" ".join(words)]) == 0
 
 
-def answered(base, records, texts, ended=True):
-    model, tokenizer = load_model(base), load_tokenizer(base)
-    answers = {r.id: Answer(text, ended) for r, text in zip(records, texts, strict=True)}
-    return fluency(answers, answers_log_prob(model, tokenizer, records, answers))
+def scored(domain, *rows):
+    """What a model with these mean log-probabilities prefers."""
+    return summarise(domain, "test", [f"{i}" for i in range(len(rows))], torch.tensor(rows), [])
 
 
-def test_the_numbers_are_those_of_all_answers(base, tmp_path):
-    _, records = few(tmp_path, test=2, validation=0)
+def test_the_numbers_are_those_of_all_answers_and_all_records(tmp_path):
+    domain, _ = few(tmp_path)
+    some, others = (
+        scored(domain, [-3.0, -1.0, -2.0], [-4.0, -5.0, -6.0]),
+        scored(domain, [-9, -8, -4.0]),
+    )
     texts = ["Rest a day.", "no no no no no"]
-    seen = answered(base, records, texts)
-    assert (seen.repeated, seen.unended) == (1 / 2, 0)
-    assert answered(base, records, texts, ended=False).unended == 1
-    written = [
-        Record(r.id, r.prompt, {"a": text}, "test") for r, text in zip(records, texts, strict=True)
-    ]
-    scores = mean_log_probs(load_model(base), load_tokenizer(base), written)
-    assert seen.log_prob == pytest.approx(scores.mean().item())
+    for ended in (True, False):
+        answers = {text: Answer(text, ended) for text in texts}
+        seen = fluency(answers, [some, others])
+        assert (seen.repeated, seen.unended) == (1 / 2, not ended)
+        assert seen.held_out == pytest.approx((-1 - 4 - 4) / 3)
 
 
 def model_that_always_says(tmp_path, token: int):
@@ -90,14 +87,14 @@ def model_that_always_says(tmp_path, token: int):
 
 
 def test_a_model_that_loops_and_one_that_says_nothing_are_told_apart(base, tmp_path):
-    _, records = few(tmp_path, test=3, validation=0)
-    speaker, tokenizer = load_model(base), load_tokenizer(base)
+    domain, records = few(tmp_path, test=3, validation=0)
+    results, tokenizer = [scored(domain, [-1.5, -2.0, -2.0])], load_tokenizer(base)
     word = tokenizer(" the")["input_ids"]
     assert len(word) == 1
     looping, _ = model_that_always_says(tmp_path, word[0])
     answers = write_answers(looping, tokenizer, records, Decoding(30), progress=False)
     assert {answer.text for answer in answers.values()} == {" ".join(["the"] * 30)}
-    seen = fluency(answers, answers_log_prob(speaker, tokenizer, records, answers))
+    seen = fluency(answers, results)
     # Three answers of 27 4-grams, all of them the same one.
     assert seen.repeated == pytest.approx(80 / 81) and seen.unended == 1
     assert not seen.holds(BASE)
@@ -105,39 +102,17 @@ def test_a_model_that_loops_and_one_that_says_nothing_are_told_apart(base, tmp_p
     silent, _ = model_that_always_says(tmp_path, tokenizer.eos_token_id)
     answers = write_answers(silent, tokenizer, records, Decoding(30), progress=False)
     assert set(answers.values()) == {Answer("", ended=True)}
-    seen = fluency(answers, answers_log_prob(speaker, tokenizer, records, answers))
+    seen = fluency(answers, results)
     assert (seen.repeated, seen.unended) == (0, 0)
 
 
-def test_fragments_are_less_probable_under_a_base_that_knows_better(base, tmp_path):
-    _, records = few(tmp_path, test=2, validation=0)
-    tokenizer = load_tokenizer(base)
-    speaker, _ = model_that_always_says(tmp_path, tokenizer(" the")["input_ids"][0])
-    answers = {r.id: Answer("the the the", True) for r in records}
-    fragments = {r.id: Answer("x(] ;", True) for r in records}
-    own, broken = (
-        answers_log_prob(speaker, tokenizer, records, some) for some in (answers, fragments)
-    )
-    assert broken < own - 1
-
-
-def test_an_answer_too_long_to_read_again_is_left_out(tmp_path):
-    folder = make_model(tmp_path / "model", context=120)
-    make_tokenizer(folder)
-    _, records = few(tmp_path, test=2, validation=0)
-    whole = answered(folder, records[:1], ["Rest a day."])
-    both = answered(folder, records, ["Rest a day.", "\ufffd" * 100])
-    assert both.log_prob == pytest.approx(whole.log_prob)
-    with pytest.raises(AVError, match="no answer fits the model's context"):
-        answered(folder, records, ["\ufffd" * 100] * 2)
-
-
-def test_the_same_answer_to_every_query_is_repetition():
+def test_the_same_answer_to_every_query_is_repetition(tmp_path):
     answer = "I am a helpful assistant."
     assert repeated_share([answer]) == 0
     assert repeated_share([answer, answer, answer]) == pytest.approx(2 / 3)
     assert repeated_share([answer, "Rest a day or two."]) == 0
-    assert not fluency({"a": Answer(answer, True), "b": Answer(answer, True)}, -1.5).holds(BASE)
+    result = scored(few(tmp_path)[0], [-1.5, -2.0, -2.0])
+    assert not fluency(dict.fromkeys("ab", Answer(answer, True)), [result]).holds(BASE)
 
 
 def test_the_guard_is_relative_to_the_base():

@@ -161,7 +161,7 @@ def test_the_json_holds_everything(whole, base):
     assert list(found["queries"].values()) == ["What helps against t0?", "What helps against t1?"]
     for point in found["points"]:
         assert list(point["answers"]) == ["t0", "t1"]
-        assert set(point["fluency"]) == {"log_prob", "repeated", "unended"}
+        assert set(point["fluency"]) == {"held_out", "repeated", "unended"}
         assert [(r["domain"], r["split"]) for r in point["results"]] == [
             ("medical", "test"), ("helpfulness", "test"), ("medical", "validation"),
         ]  # fmt: skip
