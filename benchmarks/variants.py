@@ -19,20 +19,44 @@ import click
 from mergekit_av import AlignmentVector, load_domain
 
 BOTH = ["--lambdas", "1,-1", "--beta", "0.25"]
+SPECTRUM = ["--lambdas", "1,-0.5,-1", "--beta", "0.25"]
 SFT = ["--loss_type", "ipo", "sft", "--loss_weights", "0.5", "1"]
 FAST = ["--learning_rate", "3e-4", "--per_device_train_batch_size", "2"]
+BEST = [*SPECTRUM, *SFT, *FAST]
+LORA = ["--learning_rate", "1e-3"]
 VARIANTS = {
+    "default": ["--setting", "spectrum"],
     "paper": [],
+    "all-pairs": ["--pairs", "all"],
+    "3-epochs": ["--num_train_epochs", "3"],
+    "slow": ["--learning_rate", "3e-5"],
     "beta-0.25": ["--beta", "0.25"],
     "beta-0.5": ["--beta", "0.5"],
     "beta-1": ["--beta", "1"],
+    "lora": LORA,
+    "sft": SFT,
     "both": BOTH,
     "both-sft": [*BOTH, *SFT],
     "both-sft-fast": [*BOTH, *SFT, *FAST],
-    "spectrum-sft-fast": ["--lambdas", "1,-0.5,-1", "--beta", "0.25", *SFT, *FAST],
+    "spectrum": SPECTRUM,
+    "spectrum-sft": [*SPECTRUM, *SFT],
+    "spectrum-sft-fast": BEST,
+    "spectrum-sft-fast-27": [*BEST, "--max-records", "27"],
+    "spectrum-sft-fast-2-epochs": [*BEST, "--num_train_epochs", "2"],
+    "spectrum-sft-2e-4": [*BEST, "--learning_rate", "2e-4"],
+    "spectrum-sft-5e-4": [*BEST, "--learning_rate", "5e-4"],
+    "spectrum-sft-more": [*BEST, "--loss_weights", "0.2", "1"],
+    "spectrum-sft-less": [*BEST, "--loss_weights", "1", "0.5"],
+    "spectrum-sft-only": [*BEST, "--loss_weights", "0.01", "1"],
+    "spectrum-sft-beta-0.1": [*BEST, "--beta", "0.1"],
+    "spectrum-sft-beta-0.5": [*BEST, "--beta", "0.5"],
+    "spectrum-sft-decay": [*BEST, "--weight_decay", "1"],
+    "spectrum-sft-bf16": [*BEST, "--bf16", "true"],
 }
-# One whole epoch for all: no variant is stopped by a loss that is not comparable.
-WHOLE = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+# One whole epoch for all, and no variant stopped by a loss that is not comparable; float32 products on
+# any machine.
+WHOLE = ["--setting", "paper", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
+         "--bf16", "false"]  # fmt: skip
 
 
 @click.command()
@@ -64,8 +88,12 @@ def main(
     for variant, domain, seed, folder in () if table_only else runs:
         vector, sweep = folder / "av", folder / "sweep"
         if not vector.exists():
-            command = ["av-train", "--domain", domain, "--out", vector, "--output_dir",
-                       folder / "run", "--overwrite", "--seed", seed, *WHOLE, *VARIANTS[variant]]  # fmt: skip
+            own = VARIANTS[variant]
+            if own is LORA:
+                program = [sys.executable, Path(__file__).with_name("lora_trained.py")]
+            else:
+                program = ["av-train", "--output_dir", folder / "run", "--overwrite"]
+            command = [*program, "--domain", domain, "--out", vector, "--seed", seed, *WHOLE, *own]  # fmt: skip
             _run([*command, *on])
         if not (sweep / "sweep.json").exists():
             records = ["--max-records", max_records] if max_records else []
@@ -86,7 +114,7 @@ def main(
 def _run(command: list) -> None:
     words = [str(word) for word in command]
     click.echo("$ " + shlex.join(words), err=True)
-    program = Path(sys.executable).with_name(words[0])
+    program = Path(sys.executable).parent / words[0]
     subprocess.run([program, *words[1:]], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -190,6 +190,7 @@ def av_search(
                 "step": step,
                 "strategy": strategy,
                 "tolerance": f"{tolerance:g}",
+                "decoding": str(decoding),
                 "records": {
                     f"{task.name} {task.split}": len(task.records)
                     for task in (*validation.scored, *test.scored)

@@ -275,6 +275,7 @@ def _write_card(
         "base": source["base fingerprint"],
         "dtype": source["dtype"],
         "rounding": source["rounding"],
+        "decoding": source["decoding"],
         "lambdas": [point.lambdas[sweep.vector] for point in sweep.points],
         "versions": source["versions"],
     }

@@ -27,6 +27,7 @@ FOLDER = Path("demo")
 # Not the paper's setting: a larger β (a smaller margin to reach) leaves the language intact over
 # the whole range shown, and few enough records that it is done in minutes.
 TRAINING = {
+    "--setting": "paper",
     "--max-records": 36,
     "--beta": 0.5,
     "--learning_rate": 1e-4,

@@ -188,6 +188,8 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
         )
     usable = calibration["usable_range"]
     span = f"from {usable[0]:g} to {usable[1]:g}" if usable else "not measured"
+    if usable and (decoding := calibration.get("decoding")):
+        span += f" (answers: {text(decoding)})"
     measured = (
         f"Preference accuracy on {calibration['records']['test']:d} test records of "
         f"{text(calibration['domain'])}; λ chosen on {calibration['records']['validation']:d} "

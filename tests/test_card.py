@@ -25,6 +25,7 @@ CALIBRATION = {
     "domain": "legal",
     "records": {"validation": 16, "test": 18},
     "usable_range": [0.0, 0.5],
+    "decoding": "do_sample=True, temperature=0.7, seed=0",
     "levels": {
         "expert": {
             "lambda": 0.4, "nearest": 0.4, "validation": 0.75,

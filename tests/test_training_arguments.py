@@ -32,12 +32,19 @@ def config(tmp_path):
     return write
 
 
-def test_defaults_are_the_papers():
-    arguments = training_arguments()
+def test_the_papers_setting():
+    arguments = training_arguments(setting="paper")
     assert (arguments.loss_type, arguments.beta) == (["ipo"], 0.1)
     assert arguments.per_device_train_batch_size == 4 and arguments.num_train_epochs == 1
     assert arguments.precompute_ref_log_probs and arguments.load_best_model_at_end
+    assert arguments.loss_weights is None
     assert arguments.use_cpu == (torch.accelerator.current_accelerator() is None)
+
+
+def test_the_default_trains_on_the_preferred_answers_as_well():
+    arguments = training_arguments()
+    assert (arguments.loss_type, arguments.loss_weights) == (["ipo", "sft"], [0.5, 1.0])
+    assert arguments.eval_strategy == "no" and arguments.save_strategy == "steps"
 
 
 def test_command_line_wins_over_file_over_defaults(config):
@@ -110,7 +117,7 @@ def test_file_that_is_no_mapping_is_named(text, config):
     "options",
     [["--learning_rate", "nan"], ["--learning_rate", "-1"], ["--learning_rate", "inf"],
      ["--beta", "0"], ["--num_train_epochs", "0"], ["--weight_decay", "nan"],
-     ["--eval_strategy", "epoch"], ["--loss_weights", "1", "2"],
+     ["--load_best_model_at_end"], ["--loss_weights", "1", "2", "3"],
      ["--lr_scheduler_kwargs", "{"], ["--trust_remote_code"], ["--resume_from_checkpoint", "x"],
      ["--model_init_kwargs", '{"dtype": "bfloat16"}']],
 )  # fmt: skip

@@ -73,7 +73,9 @@ def start(
             `write runs/tone/history.json`, `read …`, `rename A -> B`, `rmtree runs/tone/data`.
         largest_file: bytes; writing more fails, as on a full disk.
     """
-    arguments = [str(option) for option in options], kill_at, times, environment or {}
+    # The paper's, unless a test says another one: it is the cheapest.
+    options = ["--setting", "paper", *map(str, options)]
+    arguments = options, kill_at, times, environment or {}
     return processes.start(_run, folder, *arguments, largest_file=largest_file)
 
 

@@ -1,4 +1,4 @@
-"""The settings of a training: TRL's DPOConfig, with the paper's values as defaults."""
+"""The arguments of a training: TRL's DPOConfig, with the defaults of a setting."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from trl import DPOConfig
 
 from mergekit_av.errors import AVError
 
-from .defaults import DEFAULTS
+from .defaults import COMMON, SETTING, SETTINGS
 
 # Fields that would do nothing, or what we never do; what to say of them.
 REFUSED = {
@@ -36,7 +36,10 @@ class _Parser(HfArgumentParser):
 
 
 def training_arguments(
-    options: Sequence[str] = (), config: Path | None = None, **defaults: Any
+    options: Sequence[str] = (),
+    config: Path | None = None,
+    setting: str = SETTING,
+    **defaults: Any,
 ) -> DPOConfig:
     """A DPOConfig from the defaults, then a YAML file, then options of the command line.
 
@@ -44,6 +47,7 @@ def training_arguments(
         options: as typed, under TRL's own names: `["--learning_rate", "2e-5"]`; dashes in names
             will do as well.
         config: a YAML mapping of the same names.
+        setting: one of SETTINGS.
         defaults: beside those of defaults.py.
 
     Raises:
@@ -51,7 +55,7 @@ def training_arguments(
         AVError: the YAML file cannot be used, or the values contradict one another.
     """
     parser = _Parser(DPOConfig, add_help=False, allow_abbrev=False)
-    parser.set_defaults(**{**DEFAULTS, **_of_this_machine(), **defaults})
+    parser.set_defaults(**{**COMMON, **SETTINGS[setting], **_of_this_machine(), **defaults})
     content = {} if config is None else _read_config(config)
     typed = []
     for key, value in content.items():

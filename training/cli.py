@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,16 +12,24 @@ import click
 from mergekit_av.cli import command, overwrite_option, summary
 from mergekit_av.errors import AVError
 
-from .defaults import DEFAULTS, PATIENCE
+from .defaults import COMMON, PATIENCE, SETTING, SETTINGS
 
 RUNS, VECTORS = Path("runs"), Path("avs")
+
+
+def _listed(values):
+    """Fields and their values as they are typed."""
+    texts = ((k, v if isinstance(v, list) else [v]) for k, v in values.items())
+    return ", ".join(f"{key} {' '.join(map(str, value))}" for key, value in texts)
+
 
 EPILOG = (
     "Every field of TRL's DPOConfig is an option as well, under its own name "
     "(--learning_rate 2e-5 --num_train_epochs 2). Defaults that are not TRL's: "
-    + ", ".join(f"{key} {value[0] if isinstance(value, list) else value}" for key, value in DEFAULTS.items())
-    + "; bf16 where the processor or GPU has instructions for it."
-)  # fmt: skip
+    f"{_listed(COMMON)}; bf16 where the processor or GPU has instructions for it; with "
+    + "; with ".join(f"--setting {name} {_listed(values)}" for name, values in SETTINGS.items())
+    + "."
+)
 
 
 @command
@@ -46,9 +55,14 @@ EPILOG = (
     help="Which levels to compare: each with the next one, or each with all below it.",
 )  # fmt: skip
 @click.option(
-    "--lambdas", metavar="λ,…", default="1",
+    "--setting", type=click.Choice(list(SETTINGS)), default=SETTING, show_default=True,
+    help="How to train: each level at a λ of its own, or as the paper does, at λ = 1 alone.",
+)  # fmt: skip
+@click.option(
+    "--lambdas", metavar="λ,…",
     help="At which λ to train it. 1,-1 trains both directions: the best level at 1, the last at -1; "
-    "1,-0.5,-1 the middle one of three as well.",
+    "1,-0.5,-1 the middle one of three as well.  [default: 1 in the paper's setting and with --joint; "
+    "else these, without a middle level that the base prefers by itself]",
 )  # fmt: skip
 @click.option("--max-records", type=click.IntRange(min=1), help="Train on the first so many only.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16",
@@ -71,7 +85,7 @@ EPILOG = (
 @overwrite_option
 @click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
 def av_train(
-    domains, joint, base, data, out, pairs, lambdas, max_records, dtype, patience, config, keep_aligned,
+    domains, joint, base, data, out, pairs, setting, lambdas, max_records, dtype, patience, config, keep_aligned,
     resume, push_to_hub, private, overwrite, dpo_options,
 ):  # fmt: skip
     """Train an alignment vector with DPO (IPO loss) on a domain's records.
@@ -89,7 +103,7 @@ def av_train(
     from .joint import joint_domain, parse_goal, wanted_first
     from .lambdas import parse_lambdas
 
-    lambdas = parse_lambdas(lambdas)
+    lambdas = lambdas and parse_lambdas(lambdas)
     if bool(domains) == bool(joint):
         raise click.UsageError("say what to train on: --domain, or --joint")
     if ((joint or len(domains) > 1) and data) or (len(domains) > 1 and out):
@@ -98,7 +112,7 @@ def av_train(
         raise click.UsageError("--push-to-hub goes with exactly one --domain")
     if private and not push_to_hub:
         raise click.UsageError("--private goes with --push-to-hub")
-    if joint and lambdas != (1.0,):
+    if joint and lambdas not in (None, (1.0,)):
         raise click.UsageError("--lambdas goes with --domain: a joint model has no other side")
     goal = None
     if joint:
@@ -118,6 +132,7 @@ def av_train(
     from .arguments import training_arguments
     from .dpo import Job, check, train
     from .processes import in_main_process
+    from .settled import lambdas_for
 
     # transformers announces that fields which TRL uses are to be renamed; no user can help it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -130,9 +145,11 @@ def av_train(
             records=some,
             out=out or VECTORS / domain.name,
             # A DPOConfig is changed by its trainer: each job has its own.
-            arguments=training_arguments(dpo_options, config, output_dir=str(RUNS / domain.name)),
+            arguments=training_arguments(
+                dpo_options, config, setting, output_dir=str(RUNS / domain.name)
+            ),
             pairing=pairs,
-            lambdas=lambdas,
+            lambdas=lambdas or (1.0,),
             dtype=dtype,
             patience=patience,
             keep_aligned=keep_aligned,
@@ -153,6 +170,8 @@ def av_train(
         in_main_process(lambda: check_access(push_to_hub))
     in_main_process(lambda: base_or_default(base))
     for job in jobs:
+        if setting == "spectrum" and not (lambdas or joint or job.done):
+            job = replace(job, lambdas=lambdas_for(job.base, job.domain, job.records))
         vector = train(job)
         gc.collect()  # a Trainer is part of a cycle; the next model needs the room
         if vector is not None:

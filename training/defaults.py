@@ -1,28 +1,23 @@
-"""Where av-train's defaults differ from TRL's: the paper's setting.
+"""Where av-train's defaults differ from TRL's: what all settings share, and the settings.
 
-IPO loss, β 0.1, full fine-tuning, batch 4, one epoch, the validation loss watched. The paper does
-not say its learning rate, schedule or precision: docs/training.md says how they were found.
+The paper's setting is IPO loss, β 0.1, full fine-tuning, batch 4, one epoch, the validation loss
+watched. The paper does not say its learning rate, schedule or precision: docs/training.md says how
+they were found. The other one trains each level at a λ of its own; docs/usable-range.md compares them.
 """
 
-DEFAULTS = {
-    "loss_type": ["ipo"],
-    "beta": 0.1,
-    "per_device_train_batch_size": 4,
+COMMON = {
     "per_device_eval_batch_size": 4,
     "num_train_epochs": 1.0,
-    "learning_rate": 1e-4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
     "max_length": 1024,
     # Reference log-probabilities first, so that only one model is in memory while training.
     "precompute_ref_log_probs": True,
     "gradient_checkpointing": False,
-    "eval_strategy": "steps",
-    "eval_steps": 0.25,
     "save_strategy": "steps",
     "save_steps": 0.25,
     "save_total_limit": 2,
-    "load_best_model_at_end": True,
+    "eval_steps": 0.25,
     "metric_for_best_model": "eval_loss",
     "restore_callback_states_from_checkpoint": True,
     "logging_steps": 1.0,
@@ -30,5 +25,25 @@ DEFAULTS = {
     "logging_nan_inf_filter": False,
     "report_to": ["none"],
 }
+SETTINGS = {
+    "spectrum": {
+        "loss_type": ["ipo", "sft"],
+        "loss_weights": [0.5, 1.0],
+        "beta": 0.25,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 3e-4,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+    },
+    "paper": {
+        "loss_type": ["ipo"],
+        "beta": 0.1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-4,
+        "eval_strategy": "steps",
+        "load_best_model_at_end": True,
+    },
+}
+SETTING = "spectrum"
 # Evaluations without a lower validation loss after which training stops.
 PATIENCE = 2

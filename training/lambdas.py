@@ -1,4 +1,4 @@
-"""The λ at which a vector is trained, as they are typed."""
+"""The λ at which a vector is trained, and at which its levels are meant."""
 
 from mergekit_av.errors import AVError
 
@@ -18,3 +18,11 @@ def parse_lambdas(text: str) -> tuple[float, ...]:
     if len(set(lambdas)) < len(lambdas) or 1 not in lambdas:
         raise AVError(f"--lambdas must name each λ once, and 1 among them, not {text!r}")
     return lambdas
+
+
+def meant(levels: int) -> tuple[float, ...]:
+    """The λ at which each of so many levels is meant, best first: 1, then even steps from 0 to -1.
+
+    The base is where λ is 0, after the best level: three levels are meant at 1, -1/2 and -1.
+    """
+    return (1.0, *(-step / (levels - 1) for step in range(1, levels)))

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from mergekit_av.records import Record
 
+from .lambdas import meant
+
 Pairing = Literal["adjacent", "all", "first"]
 LAMBDA = "lambda"
 
@@ -33,19 +35,17 @@ def spectrum_pairs(
     """Rows like those of `preference_pairs`, for training at several λ: beside them `lambda`.
 
     At each λ one level is preferred over its neighbours (`adjacent`) or over all others (`all`): the
-    one that is meant for the nearest λ. The best level is meant for λ = 1, the others for even steps
-    from 0 down to -1, three levels so for 1, -1/2 and -1.
+    one that is meant for the nearest λ, see `lambdas.meant`.
     """
     rows = []
     for record in records:
         responses = list(record.responses.values())
-        last = len(responses) - 1
-        meant = [1.0, *(-step / last for step in range(1, last + 1))]
+        at = meant(len(responses))
         for value in lambdas:
-            chosen = min(range(last + 1), key=lambda level: abs(meant[level] - value))
+            chosen = min(range(len(at)), key=lambda level: abs(at[level] - value))
             rows += [
                 {**_row(record, responses[chosen], responses[other]), LAMBDA: float(value)}
-                for other in range(last + 1)
+                for other in range(len(at))
                 if other != chosen and (pairing == "all" or abs(other - chosen) == 1)
             ]
     return rows
