@@ -122,6 +122,7 @@ def test_what_a_reader_sees():
         f"({FIGURE})",
         "| learning_rate | 2e-05 |",
         "rounded once to bfloat16",
+        "from 0 to 0.5 (answers: do_sample=True, temperature=0.7, seed=0)",
         "Beyond λ from 0 to 0.5 answers loop or break.",
         "not for advice",
     ):

@@ -251,6 +251,7 @@ def test_the_card_makes_levels_settings(whole, base):
     assert calibration["levels"]["expert"]["lambda"] == found["best_usable"]["expert"]["lambda"]
     assert calibration["records"] == {"test": 4, "validation": 4}
     assert calibration["lambdas"] == [-1, -0.5, 0, 0.5, 1]
+    assert calibration["decoding"] == "greedy"
 
     knobs = Knobs(load_model(base), medical=vector)
     knobs.set(medical="expert")
