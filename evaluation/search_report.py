@@ -67,9 +67,18 @@ class SearchReport:
 
     def test(self, evaluator: Evaluator, records: Records) -> None:
         """Measure on the test records what meets a goal; a single goal's nearest as well."""
-        for number, found in enumerate(tqdm(self.outcomes, desc="Testing", unit="setting")):
-            if found.met or len(self.outcomes) == 1:
-                self.outcomes[number] = tested(found, evaluator, records)
+        due = [n for n, found in enumerate(self.outcomes) if found.met or len(self.outcomes) == 1]
+        settings = [self.outcomes[number].lambdas for number in due]
+        if records.written and due:
+            settings.append({})  # the base, which the guard compares with
+        once = {tuple(lambdas.items()): lambdas for lambdas in settings}.values()
+        jobs = [job for lambdas in once for job in records.jobs(lambdas)]
+        held = sum(map(evaluator.holds, jobs))
+        with tqdm(total=len(jobs), initial=held, desc="Testing", unit="evaluation") as bar:
+            for _ in evaluator.measure(jobs):
+                bar.update()
+        for number in due:
+            self.outcomes[number] = tested(self.outcomes[number], evaluator, records)
 
     def compare(
         self, rivals: Mapping[str, AlignmentVector], evaluator: Evaluator, records: Records
