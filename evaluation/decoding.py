@@ -1,14 +1,8 @@
 """How a model writes its answers: greedily, or as `generate()` is told."""
 
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from typing import Any
 
 MAX_NEW_TOKENS = 80
 
@@ -33,7 +27,9 @@ class Decoding:
         """For `generate()` of a batch; `ids` are its records'."""
         told = {"do_sample": False, "max_new_tokens": self.max_new_tokens, **self.sampling}
         if told["do_sample"]:
-            told["custom_generate"] = _drawing(Draw([f"{self.seed} {id}" for id in ids]))
+            from .draw import Draw, drawing
+
+            told["custom_generate"] = drawing(Draw([f"{self.seed} {id}" for id in ids]))
         return told
 
     def key(self) -> dict[str, Any]:
@@ -44,39 +40,3 @@ class Decoding:
     def __str__(self) -> str:
         told = [f"{name}={value}" for name, value in self.sampling.items()]
         return ", ".join([*told, f"seed={self.seed}"]) if told else "greedy"
-
-
-class Draw:
-    """Draws each row's next token with a generator of the row's own, the same on every device: the
-    last of the processors of transformers' `generate()`, it leaves the drawn token alone possible.
-
-    Args:
-        seeds: one a row.
-    """
-
-    def __init__(self, seeds: Sequence[str]):
-        self.generators = [
-            torch.Generator().manual_seed(zlib.crc32(seed.encode())) for seed in seeds
-        ]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [rows, vocabulary], as of `generate()`, with -inf for all but one token a row."""
-        # Exponential(rate p) clocks: token i is the first to ring with probability p_i.
-        times = [
-            torch.empty(scores.shape[1]).exponential_(generator=generator)
-            for generator in self.generators
-        ]
-        first = (scores.softmax(-1) / torch.stack(times).to(scores)).argmax(-1, keepdim=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, first, 0.0)
-
-
-def _drawing(draw: Draw):
-    """`generate()`'s sampling with `draw` after the processors that shape the probabilities."""
-
-    def sample(model: "PreTrainedModel", input_ids, logits_processor, **others):
-        logits_processor.append(draw)
-        # `_sample` draws as well, among one token.
-        with torch.random.fork_rng([input_ids.device] if input_ids.is_cuda else []):
-            return model._sample(input_ids, logits_processor=logits_processor, **others)
-
-    return sample

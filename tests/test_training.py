@@ -200,7 +200,8 @@ def test_vector_that_learnt_carries_none(trained):
 
 @pytest.mark.parametrize(("best", "warned"), [(True, False), (False, True)])
 def test_the_loss_that_counts_is_that_of_the_weights_that_are_kept(tmp_path, best, warned):
-    arguments = training_arguments([f"--load_best_model_at_end={best}"], output_dir=str(tmp_path))
+    options = [f"--load_best_model_at_end={best}"]
+    arguments = training_arguments(options, setting="paper", output_dir=str(tmp_path))
     job = Job("base", load_domain("legal"), [], tmp_path / "av", arguments)
     losses = [{"step": 1, "eval_loss": 20.0}, {"step": 2, "eval_loss": 30.0}]
     state = TrainerState(global_step=2, best_global_step=1, log_history=losses)
@@ -268,9 +269,8 @@ def test_both_processes_end_when_the_first_refuses(tmp_path, command):
 def test_torchrun_starts_the_command_in_two_processes(tmp_path, command):
     programs = Path(sys.executable).parent
     torchrun = [programs / "torchrun", "--nproc_per_node", "2", "--no-python"]
-    ended = subprocess.run(
-        [*torchrun, programs / "av-train", *command], cwd=tmp_path, capture_output=True, text=True
-    )
+    paper = [programs / "av-train", "--setting", "paper", *command]
+    ended = subprocess.run([*torchrun, *paper], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     history = training(tmp_path / "avs/tone")
     assert (history["processes"], history["steps"]) == (2, 3)
