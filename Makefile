@@ -14,7 +14,7 @@ help: ## Show this list
 demo: .venv/installed ## Train an AV, merge it at several λ, evaluate, plot (15 minutes)
 	$(BIN)/python -m mergekit_av.evaluation.demo
 
-avs: .venv/installed ## Train the medical, financial and legal AVs of the default base (one to two hours on 2 CPU cores)
+avs: .venv/installed ## Train the medical, financial and legal AVs of the default base (some two hours on one CPU core)
 	$(BIN)/av-train --domain medical
 	$(BIN)/av-train --domain financial --domain legal --max-records 36
 

@@ -27,10 +27,9 @@ from mergekit_av.training.pairs import preference_pairs
 @click.option("--domain", required=True)
 @click.option("--base", help="By default the default base.")
 @click.option("--rank", default=32, show_default=True)
-@click.option("--setting", type=click.Choice(["paper"]), default="paper")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
-def main(domain, base, rank, setting, out, dpo_options):
+def main(domain, base, rank, out, dpo_options):
     """Train on a domain's records; what else is typed are fields of DPOConfig."""
     start = time.monotonic()
     base, domain = base_or_default(base), load_domain(domain)
@@ -38,7 +37,7 @@ def main(domain, base, rank, setting, out, dpo_options):
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DPOTrainer(
             load_model(base, "float32", "cpu"),
-            args=training_arguments(dpo_options, setting=setting, output_dir=scratch),
+            args=training_arguments(dpo_options, setting="paper", output_dir=scratch),
             train_dataset=Dataset.from_list(pairs),
             processing_class=load_tokenizer(base),
             peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"),

@@ -42,7 +42,7 @@ VARIANTS = {
 # One whole epoch for all, and no variant stopped by a loss that is not comparable; float32 products on
 # any machine.
 WHOLE = [
-    "--setting", "paper", "--eval_strategy", "no", "--save_strategy", "no",
+    "--eval_strategy", "no", "--save_strategy", "no",
     "--load_best_model_at_end", "false", "--bf16", "false",
 ]  # fmt: skip
 
@@ -81,8 +81,15 @@ def main(
             if own is LORA:
                 program = [sys.executable, Path(__file__).with_name("lora_trained.py")]
             else:
-                program = ["av-train", "--output_dir", folder / "run", "--overwrite"]
-            command = [*program, "--domain", domain, "--out", vector, "--seed", seed, *WHOLE, *own]  # fmt: skip
+                program = [
+                    "av-train",
+                    "--setting",
+                    "paper",
+                    "--output_dir",
+                    folder / "run",
+                    "--overwrite",
+                ]
+            command = [*program, "--domain", domain, "--out", vector, "--seed", seed, *WHOLE, *own]
             _run([*command, *on])
         if not (sweep / "sweep.json").exists():
             records = ["--max-records", max_records] if max_records else []

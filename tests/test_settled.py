@@ -19,7 +19,7 @@ def put(folder, base, place: int) -> None:
     scores = mean_log_probs(load_model(base), load_tokenizer(base), records)
     rows = [json.loads(line) for line in (folder / "tone.jsonl").read_text("utf-8").splitlines()]
     for row, means in zip(rows, scores, strict=True):
-        texts = sorted(row["responses"].values(), key=list(row["responses"].values()).index)
+        texts = list(row["responses"].values())
         best = texts.pop(int(means.argmax()))
         texts.insert(place, best)
         row["responses"] = dict(zip(domain.levels, texts, strict=True))

@@ -18,6 +18,7 @@ from mergekit_av.evaluation.accuracy import evaluate
 from mergekit_av.evaluation.answers import write_answers
 from mergekit_av.evaluation.decoding import Decoding
 from mergekit_av.evaluation.evaluator import Evaluator, Identity
+from mergekit_av.evaluation.fluency import fluency
 from mergekit_av.evaluation.measurer import Job, Measurer
 from mergekit_av.evaluation.store import Store
 from mergekit_av.evaluation.sweep import parse_lambdas, sweep
@@ -310,7 +311,8 @@ def test_a_sweep_begins_at_the_base_and_moves_away_from_it(make, tmp_path):
     assert [point.lambdas["medical"] for point in points] == [0, -0.5, 0.5, 1]
     for point in points:
         assert list(point.results) == [("medical", "test"), ("medical", "validation")]
-        assert list(point.answers) == ["t0", "t1", "t2", "t3"] and point.fluency is not None
+        assert list(point.answers) == ["t0", "t1", "t2", "t3"]
+        assert point.fluency == fluency(point.answers, point.results.values())
         assert point.results["medical", "test"] == evaluator.result(point.lambdas, tasks[0])
     (alone,) = sweep(evaluator, "medical", [0], tasks)
     assert alone.fluency is None and alone.answers == {}
