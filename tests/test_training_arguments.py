@@ -47,6 +47,13 @@ def test_the_default_trains_on_the_preferred_answers_as_well():
     assert arguments.eval_strategy == "no" and arguments.save_strategy == "steps"
 
 
+@pytest.mark.parametrize("typed", [["--loss_type", "ipo"], ["--loss-type=ipo"]])
+def test_other_losses_do_not_get_the_weights_of_the_settings_own(typed, config):
+    assert training_arguments(typed).loss_weights is None
+    assert training_arguments([], config("loss_type: ipo\n")).loss_weights is None
+    assert training_arguments([*typed, "--loss_weights", "2"]).loss_weights == [2.0]
+
+
 def test_command_line_wins_over_file_over_defaults(config):
     file = config("learning_rate: 2e-5\nbeta: 0.3\nseed: 7\n")
     arguments = training_arguments(["--beta=0.5", "--max-grad-norm", "2"], file, seed=3)

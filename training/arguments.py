@@ -57,6 +57,9 @@ def training_arguments(
     parser = _Parser(DPOConfig, add_help=False, allow_abbrev=False)
     parser.set_defaults(**{**COMMON, **SETTINGS[setting], **_of_this_machine(), **defaults})
     content = {} if config is None else _read_config(config)
+    named = {text.partition("=")[0].lstrip("-").replace("-", "_") for text in options} | {*content}
+    if "loss_type" in named:
+        parser.set_defaults(loss_weights=None)  # the setting's are of its own losses
     typed = []
     for key, value in content.items():
         if _cannot_be_typed(key, value):
