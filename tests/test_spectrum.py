@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_training import LEARNS
-from training_runs import av_train, contents, in_two_processes, training, write_domain
+from training_runs import av_train, contents, gains, in_two_processes, training, write_domain
 
-from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_probs
+from mergekit_av import load_domain, load_records
 from mergekit_av.errors import AVError
-from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.training.lambdas import parse_lambdas
 from mergekit_av.training.spectrum import LambdaSampler
 
@@ -30,19 +29,10 @@ def trained(tmp_path_factory, base):
     return folder
 
 
-def gains(folder, base, value):
-    """What λ adds to the mean log-probabilities: [records, levels], nats per token."""
-    records = load_records(load_domain(folder / "tone.yml"))
-    tokenizer, model = load_tokenizer(base), load_model(base)
-    before = mean_log_probs(model, tokenizer, records)
-    vector = value * AlignmentVector.open(folder / "avs/tone")
-    return mean_log_probs(vector.apply_to(model), tokenizer, records) - before
-
-
 def test_each_direction_prefers_its_own_level(trained, base):
     # IPO's target is 1/2β = 2 nats per token over the neighbour: generic for both ends.
     for value, own in ((1, 0), (-1, 2)):
-        gain = gains(trained, base, value).mean(axis=0)
+        gain = gains(trained / "avs/tone", trained / "tone.yml", base, value).mean(axis=0)
         assert gain[own] - gain[1] == pytest.approx(2, abs=0.7), value
 
 
@@ -53,7 +43,7 @@ def test_a_level_between_is_trained_at_its_own_lambda(tmp_path, base):
     assert ended.code == 0, ended.err
     assert training(tmp_path / "avs/tone")["lambdas"] == [1, -0.5, -1]
     for value, own in ((1, 0), (-0.5, 1), (-1, 2)):
-        gain = gains(tmp_path, base, value).mean(axis=0)
+        gain = gains(tmp_path / "avs/tone", domain, base, value).mean(axis=0)
         assert gain.argmax() == own, (value, gain)
 
 
@@ -69,7 +59,7 @@ def test_the_validation_loss_is_that_of_each_pair_at_its_own_lambda(tmp_path, ba
     held_out = torch.tensor([record.split == "validation" for record in records])
     losses = []
     for value, own in ((1, 0), (-1, 2)):
-        gain = gains(tmp_path, base, value)[held_out]
+        gain = gains(tmp_path / "avs/tone", domain, base, value)[held_out]
         losses.append((gain[:, own] - gain[:, 1] - 2) ** 2)
     assert lowest == pytest.approx(torch.stack(losses).mean().item(), rel=1e-3)
 

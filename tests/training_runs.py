@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import processes
+import torch
 import yaml
 from processes import Ended, finish
+
+from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_probs
+from mergekit_av.models import load_model, load_tokenizer
 
 # In the metadata and on the card; unknown of a run that was continued.
 SECONDS = re.compile(rb"\"seconds\": (?:[\d.]+|null)|\| seconds \| [\d.]+ \|\n")
@@ -50,6 +54,15 @@ def contents(vector: Path) -> dict[str, bytes]:
 def training(vector: Path) -> dict:
     """What a vector says of its training."""
     return json.loads((vector / "alignment_vector.json").read_text("utf-8"))["training"]
+
+
+def gains(vector: Path, domain: Path, base: Path, value: float) -> torch.Tensor:
+    """What λ times a vector adds to the mean log-probabilities: [records, levels], nats per token."""
+    records = load_records(load_domain(domain))
+    tokenizer, model = load_tokenizer(base), load_model(base)
+    before = mean_log_probs(model, tokenizer, records)
+    moved = (value * AlignmentVector.open(vector)).apply_to(model)
+    return mean_log_probs(moved, tokenizer, records) - before
 
 
 def av_train(folder: Path, *options: object, **how: object) -> Ended:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import os
 import warnings
 from dataclasses import replace
@@ -12,7 +13,7 @@ import click
 from mergekit_av.cli import command, overwrite_option, summary
 from mergekit_av.errors import AVError
 
-from .defaults import COMMON, PATIENCE, SETTING, SETTINGS
+from .defaults import COMMON, HOLD, PATIENCE, SETTING, SETTINGS
 
 RUNS, VECTORS = Path("runs"), Path("avs")
 
@@ -64,6 +65,16 @@ EPILOG = (
     "1,-0.5,-1 the middle one of three as well.  [default: 1 in the paper's setting and with --joint; "
     "else these, without a middle level that the base prefers by itself]",
 )  # fmt: skip
+@click.option(
+    "--hold", "held", multiple=True, metavar="NAME|FILE.yml",
+    help="A domain in which the vector shall change nothing, so that it can be summed with that "
+    "domain's own: beside each pair it learns to predict a text of it as the base does. Of several "
+    "--domain each is left out where it is trained itself.",
+)  # fmt: skip
+@click.option(
+    "--hold-weight", type=click.FloatRange(min=0, min_open=True), default=HOLD, show_default=True,
+    help="The weight of that in the loss.",
+)  # fmt: skip
 @click.option("--max-records", type=click.IntRange(min=1), help="Train on the first so many only.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16",
               help="What the vector is stored in.")  # fmt: skip
@@ -85,7 +96,7 @@ EPILOG = (
 @overwrite_option
 @click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
 def av_train(
-    domains, joint, base, data, out, pairs, setting, lambdas, max_records, dtype, patience, config, keep_aligned,
+    domains, joint, base, data, out, pairs, setting, lambdas, held, hold_weight, max_records, dtype, patience, config, keep_aligned,
     resume, push_to_hub, private, overwrite, dpo_options,
 ):  # fmt: skip
     """Train an alignment vector with DPO (IPO loss) on a domain's records.
@@ -112,6 +123,12 @@ def av_train(
         raise click.UsageError("--push-to-hub goes with exactly one --domain")
     if private and not push_to_hub:
         raise click.UsageError("--private goes with --push-to-hub")
+    if not (held or hold_weight == HOLD):
+        raise click.UsageError("--hold-weight goes with --hold")
+    if not math.isfinite(hold_weight):
+        raise click.UsageError(f"--hold-weight must be a number, not {hold_weight}")
+    if joint and held:
+        raise click.UsageError("--hold goes with --domain: a joint model is summed with nothing")
     if joint and lambdas not in (None, (1.0,)):
         raise click.UsageError("--lambdas goes with --domain: a joint model has no other side")
     goal = None
@@ -123,9 +140,12 @@ def av_train(
     else:
         chosen = [load_domain(name) for name in domains]
         records = [_first(load_records(domain, data), max_records) for domain in chosen]
-    names = [domain.name for domain in chosen]
-    if len(set(names)) < len(names):
-        raise click.UsageError(f"--domain: {max(names, key=names.count)} is given twice")
+    _once("--domain", [domain.name for domain in chosen])
+    others = [load_domain(name) for name in held]
+    _once("--hold", [domain.name for domain in others])
+    still = {domain.name: _training(load_records(domain), max_records) for domain in others}
+    if len(chosen) == 1 and chosen[0].name in still:
+        raise click.UsageError(f"--hold: {chosen[0].name} is what is trained")
 
     from mergekit_av.base import DEFAULT_BASE, base_or_default
 
@@ -150,6 +170,8 @@ def av_train(
             ),
             pairing=pairs,
             lambdas=lambdas or (1.0,),
+            held={name: part for name, part in still.items() if name != domain.name},
+            hold=hold_weight,
             dtype=dtype,
             patience=patience,
             keep_aligned=keep_aligned,
@@ -187,11 +209,18 @@ av_train.epilog = EPILOG
 
 
 def _first(records, count):
-    """The first training records, and all others; all where there is no count."""
-    if count is None:
-        return records
-    training = [record for record in records if record.split == "train"][:count]
-    return training + [record for record in records if record.split != "train"]
+    """The first so many training records, all where there is no count; and all others."""
+    return _training(records, count) + [record for record in records if record.split != "train"]
+
+
+def _training(records, count):
+    return [record for record in records if record.split == "train"][:count]
+
+
+def _once(option, names):
+    """Refuse a name that is given twice."""
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"{option}: {max(names, key=names.count)} is given twice")
 
 
 def _push(vector, repo, private):

@@ -47,3 +47,5 @@ SETTINGS = {
 SETTING = "spectrum"
 # Evaluations without a lower validation loss after which training stops.
 PATIENCE = 2
+# The weight of the divergence from the base on other domains' texts, see held.py.
+HOLD = 2.0

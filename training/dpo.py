@@ -5,8 +5,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ from mergekit_av.records import Record, require_splits
 from mergekit_av.vector import METADATA, AlignmentVector
 
 from .checkpoints import MarkWhole, is_last, newest_whole
-from .defaults import PATIENCE
-from .pairs import Pairing, preference_pairs, spectrum_pairs
+from .defaults import HOLD, PATIENCE
+from .held import beside, held_texts
+from .pairs import LAMBDA, Pairing, preference_pairs, spectrum_pairs
 from .processes import in_main_process
 from .run import Run
 from .spectrum import SpectrumTrainer
@@ -68,6 +70,8 @@ class Job:
     Attributes:
         out: the AV folder to write.
         lambdas: at which λ it is trained; the paper's is 1 alone. See spectrum.py.
+        held: domain → records on which the vector shall change nothing. See held.py.
+        hold: the weight of these in the loss.
         arguments: of TRL; `output_dir` is the run folder, see run.py.
         dtype: the vector's.
         keep_aligned: keep the aligned checkpoint, in the run folder's `aligned`.
@@ -84,6 +88,8 @@ class Job:
     arguments: DPOConfig
     pairing: Pairing = "adjacent"
     lambdas: tuple[float, ...] = (1.0,)
+    held: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    hold: float = HOLD
     dtype: str = "bfloat16"
     patience: int = PATIENCE
     keep_aligned: bool = False
@@ -105,7 +111,8 @@ class Job:
         """The preference pairs of a split, as rows for the trainer."""
         records = [record for record in self.records if record.split == split]
         if self.one_sided:
-            return preference_pairs(records, self.pairing)
+            at_one = {LAMBDA: 1.0} if self.held else {}
+            return [{**row, **at_one} for row in preference_pairs(records, self.pairing)]
         return spectrum_pairs(records, self.lambdas, self.pairing)
 
     @property
@@ -183,13 +190,18 @@ def _keep(job: Job) -> AlignmentVector:
 def _open(job: Job, base: Path) -> None:
     """Begin the run, or make sure that the one that is there can be continued."""
     pairs = {split: job.pairs(split) for split in SPLITS}
-    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:8]
+    held = {name: [asdict(record) for record in records] for name, records in job.held.items()}
     settings = {
         "base": fingerprint(Checkpoint(base)),
         "domain": job.domain.name,
         "pairs": job.pairing,
         "lambdas": job.lambdas,
-        "records": f"{_count(job, 'train')} + {_count(job, 'validation')} ({digest})",
+        "records": f"{_count(job, 'train')} + {_count(job, 'validation')} ({_digest(pairs)})",
+        **(
+            {"held": f"{', '.join(held)} ({_digest(held)})", "hold_weight": job.hold}
+            if held
+            else {}
+        ),
         "patience": job.patience,
         "processes": PartialState().num_processes,
         **{k: v for k, v in job.arguments.to_dict().items() if k not in INCIDENTAL},
@@ -201,8 +213,13 @@ def _open(job: Job, base: Path) -> None:
         job.run.begin(settings, pairs)
 
 
+def _digest(texts: Any) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8]
+
+
 class _Pupil:
-    """The base in float32, its tokenizer, its limit of tokens, and what of the records exceeds it.
+    """The base in float32, its tokenizer, its limit of tokens, what of the records exceeds it, and
+    the texts on which it is held.
 
     Raises:
         AVError: one of them does not load, or nothing fits.
@@ -219,6 +236,9 @@ class _Pupil:
         limits = [job.arguments.max_length, context_length(self.model)]
         self.limit = min((limit for limit in limits if limit is not None), default=None)
         self.cut = _report_cut(job, self.tokenizer, self.limit)
+        held = [record for records in job.held.values() for record in records]
+        seed = job.arguments.seed
+        self.held = held and held_texts(held, self.tokenizer, self.limit, seed)
 
 
 def _align(job: Job, pupil: _Pupil) -> None:
@@ -273,11 +293,15 @@ def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
     callbacks = [MarkWhole(), EvaluateLast(), StopDivergence()]
     if job.arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(job.patience))
-    make = DPOTrainer if job.one_sided else SpectrumTrainer
+    make, pairs = SpectrumTrainer, job.run.pairs("train")
+    if job.held:
+        make, pairs = partial(SpectrumTrainer, hold=job.hold), beside(pairs, pupil.held)
+    elif job.one_sided:
+        make = DPOTrainer
     trainer = make(
         pupil.model,
         args=job.arguments,
-        train_dataset=job.run.pairs("train"),
+        train_dataset=pairs,
         eval_dataset=None if job.arguments.eval_strategy == "no" else job.run.pairs("validation"),
         processing_class=pupil.tokenizer,
         callbacks=callbacks,
@@ -356,13 +380,14 @@ def _history(job: Job, state: TrainerState) -> dict[str, Any]:
         "validation_records": _count(job, "validation"),
         "pairs": job.pairing,
         **({} if job.one_sided else {"lambdas": list(job.lambdas)}),
+        **({"held": list(job.held), "hold_weight": job.hold} if job.held else {}),
         "processes": PartialState().num_processes,
         "steps": state.global_step,
         "best_step": state.best_global_step,
         "warning": _warning(job, state),
         **{key: _plain(getattr(job.arguments, key)) for key in REPORTED},
         "losses": [
-            {k: entry[k] for k in ("step", "loss", "eval_loss") if k in entry}
+            {k: entry[k] for k in ("step", "loss", "eval_loss", "drift") if k in entry}
             for entry in state.log_history
             if "loss" in entry or "eval_loss" in entry
         ],

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
+from . import held
+from .defaults import HOLD
 from .pairs import LAMBDA
 
 
@@ -22,22 +24,28 @@ class SpectrumTrainer(DPOTrainer):
     of one λ, and the λ take turns. The gradient of θ_AV is λ times that of the weights. The
     validation loss is the mean over all rows. A copy of the base stays in memory.
 
+    Where a text of another domain is beside each pair (`held.beside`), its drift from the base
+    counts in the training loss, with the weight `hold`.
+
     Raises:
         ValueError: the weights are spread over processes (FSDP, DeepSpeed).
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, hold: float = HOLD, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._hold = hold
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("--lambdas needs whole weights in each process: no FSDP, no DeepSpeed")
+            raise ValueError(
+                "--lambdas and --hold need whole weights in each process: no FSDP, no DeepSpeed"
+            )
         self._lambda = 1.0
-        self._base = [(weight, weight.detach().clone()) for weight in self.model.parameters()]
+        self._base = {name: w.detach().clone() for name, w in self.model.named_parameters()}
         self.data_collator = _WithLambda(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if LAMBDA not in self._signature_columns:
-            self._signature_columns.append(LAMBDA)
+        missing = {LAMBDA, *held.COLUMNS} - set(self._signature_columns)
+        self._signature_columns += sorted(missing)
 
     def _get_train_sampler(self, train_dataset=None) -> "LambdaSampler":
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -59,8 +67,13 @@ class SpectrumTrainer(DPOTrainer):
             loss += part * rows.float().mean()
         return loss, *rest
 
-    def compute_loss(self, *args: Any, **kwargs: Any):
-        loss = super().compute_loss(*args, **kwargs)
+    def compute_loss(self, model, inputs, *args: Any, **kwargs: Any):
+        texts = [inputs.pop(column) for column in held.COLUMNS if column in inputs]
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if texts:
+            drift = held.drift(self.model, self._base, *texts)
+            self._metrics["train"]["drift"].append(drift.item())
+            loss = loss + self._hold * drift
         # The chain rule: d/dθ_AV of what is computed at θ_base + λ θ_AV.
         return loss * self._lambda if self.model.training else loss
 
@@ -78,8 +91,8 @@ class SpectrumTrainer(DPOTrainer):
     @torch.no_grad()
     def _stretch(self, factor: float) -> None:
         if factor != 1:
-            for weight, base in self._base:
-                torch.lerp(base, weight, factor, out=weight)
+            for name, weight in self.model.named_parameters():
+                torch.lerp(self._base[name], weight, factor, out=weight)
 
 
 class LambdaSampler(torch.utils.data.Sampler):
@@ -125,7 +138,8 @@ class _WithLambda:
         self.collate = collate
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {**self.collate(rows), LAMBDA: torch.tensor([row[LAMBDA] for row in rows])}
+        texts = held.collate(rows) if held.IDS in rows[0] else {}
+        return {**self.collate(rows), **texts, LAMBDA: torch.tensor([row[LAMBDA] for row in rows])}
 
 
 def _of(inputs: dict[str, torch.Tensor], pairs: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,0 +1,160 @@
+"""av-train --hold: domains in which a vector changes nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_spectrum import BOTH
+from torch.distributions import Categorical, kl_divergence
+from training_runs import av_train, contents, gains, in_two_processes, training, write_domain
+
+from mergekit_av.models import load_model
+from mergekit_av.training.held import IDS, PADDING, PROMPT, collate, drift
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, base):
+    """A folder with vectors of tone, `free` and `held` in manners. Read only."""
+    folder = tmp_path_factory.mktemp("held")
+    write_domain(folder)
+    write_domain(folder, "manners", of="friend")
+    for name, options in (("free", ()), ("held", ("--hold", "manners.yml"))):
+        command = ["--domain", "tone.yml", "--base", base, *BOTH, "--out", f"avs/{name}", *options]
+        ended = av_train(folder, *command)
+        assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.mark.parametrize(("value", "own"), [(1, 0), (-1, 2)])
+def test_a_held_domain_stays_and_the_own_one_moves(trained, base, value, own):
+    moved = {}
+    for name in ("free", "held"):
+        of = trained / "avs" / name
+        gain = gains(of, trained / "tone.yml", base, value).mean(dim=0)
+        assert gain[own] - gain[1] == pytest.approx(2, abs=0.7), name
+        moved[name] = gains(of, trained / "manners.yml", base, value).abs().mean()
+    assert moved["held"] < 0.5 * moved["free"]
+
+
+def test_the_vector_says_what_was_held_and_how_far_it_drifted(trained):
+    history = training(trained / "avs/held")
+    assert history["held"] == ["manners"] and history["hold_weight"] == 2
+    drifts = [entry["drift"] for entry in history["losses"] if "loss" in entry]
+    assert drifts[0] == 0 and max(drifts) > 0.1
+    assert not {"held", "hold_weight"} & set(training(trained / "avs/free"))
+
+
+def test_a_killed_run_continues_to_the_same_vector(tmp_path, base, trained):
+    write_domain(tmp_path)
+    write_domain(tmp_path, "manners", of="friend")
+    command = ["--domain", "tone.yml", "--hold", "manners.yml", "--base", base, *BOTH]
+    killed = av_train(tmp_path, *command, kill_at="write .*checkpoint-27/.*json")
+    assert killed.code == -9
+    other = av_train(tmp_path, *command, "--hold-weight", "1", "--resume")
+    assert other.code == 1 and "was started with hold_weight 2.0, not 1.0" in other.err
+    ended = av_train(tmp_path, *command, "--resume")
+    assert ended.code == 0, ended.err
+    assert contents(tmp_path / "avs/tone") == contents(trained / "avs/held")
+
+
+def test_two_processes_train_as_two_accumulated_batches(tmp_path, base):
+    write_domain(tmp_path)
+    write_domain(tmp_path, "manners", of="friend")
+    command = [
+        "--domain", "tone.yml", "--hold", "manners.yml", "--base", base, *BOTH, "--dtype", "float32",
+        "--bf16", "false", "--num_train_epochs", "1", "--per_device_train_batch_size", "2",
+    ]  # fmt: skip
+    alone = av_train(tmp_path, *command, "--gradient_accumulation_steps", "2")
+    assert alone.code == 0, alone.err
+    first, second = in_two_processes(tmp_path, *command, "--out", "avs/two")
+    assert (first.code, second.code) == (0, 0), second.err
+    one, two = (load_file(tmp_path / f"avs/{n}/model.safetensors") for n in ("tone", "two"))
+    for name, delta in one.items():
+        # Each process takes the mean over the tokens of its own texts.
+        torch.testing.assert_close(two[name], delta, rtol=0, atol=1e-6)
+
+
+def test_each_of_several_domains_is_held_where_it_is_not_trained(tmp_path, base):
+    write_domain(tmp_path)
+    write_domain(tmp_path, "manners", of="friend")
+    names = ["tone.yml", "manners.yml"]
+    domains = [part for name in names for part in ("--domain", name)]
+    held = [part for name in names for part in ("--hold", name)]
+    # In the paper's setting too, which is trained at λ = 1 alone.
+    ended = av_train(tmp_path, *domains, *held, "--base", base, "--max-records", 4)
+    assert ended.code == 0, ended.err
+    for own, other in (("tone", "manners"), ("manners", "tone")):
+        history = training(tmp_path / "avs" / own)
+        assert history["held"] == [other] and "lambdas" not in history
+        assert history["steps"] == 2  # two pairs of each of four records, in batches of four
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--hold", "tone.yml"], "--hold: tone is what is trained"),
+        (["--hold", "cooking"], "no domain 'cooking'"),
+        (["--hold", "manners.yml", "--hold", "manners.yml"], "--hold: manners is given twice"),
+        (["--hold", "manners.yml", "--hold-weight", "0"], "--hold-weight"),
+        (["--hold", "manners.yml", "--hold-weight", "nan"], "--hold-weight must be a number"),
+        (["--hold-weight", "1"], "--hold-weight goes with --hold"),
+        (
+            ["--hold", "manners.yml", "--max_length", "40"],
+            "no prompt of the held domains leaves room",
+        ),
+    ],
+)
+def test_what_cannot_be_held_is_refused(tmp_path, base, options, says):
+    write_domain(tmp_path)
+    write_domain(tmp_path, "manners", of="friend " * 100)
+    ended = av_train(tmp_path, "--domain", "tone.yml", "--base", base, *options)
+    assert ended.code in (1, 2) and says in ended.err, ended.err
+    assert "Traceback" not in ended.err and not list(tmp_path.glob("*/*"))
+
+
+def test_a_joint_model_is_summed_with_nothing(tmp_path, base):
+    ended = av_train(tmp_path, "--joint", "medical=expert", "--base", base, "--hold", "legal")
+    assert ended.code == 2 and "--hold goes with --domain" in ended.err
+
+
+@pytest.fixture(scope="module")
+def two_models(base):
+    """The base, and a model whose weights differ."""
+    model, moved = load_model(base), load_model(base)
+    with torch.no_grad():
+        for weight in moved.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    return model, moved
+
+
+@settings(deadline=None)
+@given(
+    texts=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3),
+    seed=st.integers(0, 9),
+)
+def test_drift_is_the_divergence_of_the_responses_tokens_alone(two_models, texts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    model, moved = two_models
+    weights = dict(model.named_parameters())
+    rows = [
+        {
+            IDS: torch.randint(5, 90, (prompt + response,), generator=generator).tolist(),
+            PROMPT: prompt,
+        }
+        for prompt, response in texts
+    ]
+    batch = collate(rows)
+    assert batch[IDS].eq(PADDING).sum() == sum(batch[IDS].shape[1] - len(r[IDS]) for r in rows)
+    parts = []
+    for row in rows:
+        ids = torch.tensor([row[IDS]])
+        before = slice(row[PROMPT] - 1, len(row[IDS]) - 1)
+        both = [Categorical(logits=m(ids).logits[0, before].double()) for m in (model, moved)]
+        parts.append(kl_divergence(*both))
+    expected = torch.cat(parts).mean().item()
+    with torch.no_grad():
+        found = drift(moved, weights, batch[IDS], batch[PROMPT]).item()
+        assert drift(model, weights, batch[IDS], batch[PROMPT]).item() == pytest.approx(0, abs=1e-6)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found > 1e-6
