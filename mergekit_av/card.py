@@ -119,11 +119,21 @@ def _parts(metadata: "Metadata", repo: str | None, figure: bool) -> list[str]:
             parts.append(f"![Preference accuracy against λ]({FIGURE})")
     parts.append("## What it is\n\n" + _what(metadata))
     if training:
-        flat = {k: v for k, v in training.items() if not isinstance(v, dict | list | None)}
-        parts.append("## Training\n\n" + facts(flat))
+        parts.append("## Training\n\n" + facts(_settings(training)))
     parts.append("## Exactness\n\n" + _exactness(metadata))
     parts.append("## Intended use and limits\n\n" + _limits(metadata))
     return parts
+
+
+def _settings(training: dict[str, Any]) -> dict[str, str]:
+    """What a training was told and how long it took, a line each; not the course of its losses."""
+    lines = {}
+    for key, value in training.items():
+        if isinstance(value, dict):
+            value = [f"{name}={part}" for name, part in value.items()]
+        if value is not None and key != "losses":
+            lines[key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return lines
 
 
 def _use(metadata: "Metadata", repo: str | None) -> list[str]:

@@ -132,6 +132,21 @@ def test_what_a_reader_sees():
     assert 'Knobs(model, {"legal": "me/av"})' in program
 
 
+def test_settings_of_several_values_are_lines_of_the_training():
+    training = {
+        "lambdas": [1.0, -1.0], "loss_type": ["ipo", "sft"], "held": ["financial"], "dataset": None,
+        "joint": {"medical": "expert", "legal": "generic"}, "losses": [{"step": 1, "loss": 6.0}],
+    }  # fmt: skip
+    card = vector_card(make_metadata(training=training))
+    lines = card.split("## Training\n\n")[1].split("\n\n##")[0].splitlines()[2:]
+    assert lines == [
+        "| lambdas | 1.0, -1.0 |",
+        "| loss_type | ipo, sft |",
+        "| held | financial |",
+        "| joint | medical=expert, legal=generic |",
+    ]
+
+
 def test_what_was_not_measured_is_not_claimed():
     card = vector_card(make_metadata(), repo="me/av")
     front = front_matter(card)
