@@ -187,6 +187,15 @@ def test_every_combination_is_answered_and_what_is_met_has_a_recipe(every):
     )
     text = (out / "combinations.md").read_text("utf-8")
     assert f"**{len(met)} of 9 met**" in text and (len(met) == 9 or "## Not met" in text)
+    # Every vector was trained to move the levels of its own domain.
+    assert "## What each vector moves" in text
+    moved = {(e["domain"], e["level"]): e["slopes"] for e in report["effects"]}
+    assert list(moved["legal", "generic"]) == ["medical", "legal"]
+    for domain in levels:
+        own = moved[domain, "expert"][domain]
+        assert (
+            own > 0 and f"| {domain} | expert over generic |" in text and f"**{own:+.2f}**" in text
+        )
 
 
 def test_the_same_store_serves_another_question(every, given, tmp_path):
