@@ -98,6 +98,7 @@ def test_each_of_several_domains_is_held_where_it_is_not_trained(tmp_path, base)
         (["--hold", "manners.yml", "--hold", "manners.yml"], "--hold: manners is given twice"),
         (["--hold", "manners.yml", "--hold-weight", "0"], "--hold-weight"),
         (["--hold", "manners.yml", "--hold-weight", "nan"], "--hold-weight must be a number"),
+        (["--hold", "untrained.yml"], "untrained: none of the 4 records is in the train split"),
         (["--hold-weight", "1"], "--hold-weight goes with --hold"),
         (
             ["--hold", "manners.yml", "--max_length", "40"],
@@ -108,6 +109,7 @@ def test_each_of_several_domains_is_held_where_it_is_not_trained(tmp_path, base)
 def test_what_cannot_be_held_is_refused(tmp_path, base, options, says):
     write_domain(tmp_path)
     write_domain(tmp_path, "manners", of="friend " * 100)
+    write_domain(tmp_path, "untrained", train=0)
     ended = av_train(tmp_path, "--domain", "tone.yml", "--base", base, *options)
     assert ended.code in (1, 2) and says in ended.err, ended.err
     assert "Traceback" not in ended.err and not list(tmp_path.glob("*/*"))

@@ -109,7 +109,7 @@ def av_train(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
     from mergekit_av.domains import load_domain
-    from mergekit_av.records import dataset_of, load_records
+    from mergekit_av.records import dataset_of, load_records, require_splits
 
     from .joint import joint_domain, parse_goal, wanted_first
     from .lambdas import parse_lambdas
@@ -143,7 +143,11 @@ def av_train(
     _once("--domain", [domain.name for domain in chosen])
     others = [load_domain(name) for name in held]
     _once("--hold", [domain.name for domain in others])
-    still = {domain.name: _training(load_records(domain), max_records) for domain in others}
+    still = {}
+    for domain in others:
+        texts = load_records(domain)
+        require_splits(texts, "train", source=domain.name)
+        still[domain.name] = _training(texts, max_records)
     if len(chosen) == 1 and chosen[0].name in still:
         raise click.UsageError(f"--hold: {chosen[0].name} is what is trained")
 

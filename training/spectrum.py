@@ -72,7 +72,8 @@ class SpectrumTrainer(DPOTrainer):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if texts:
             drift = held.drift(self.model, self._base, *texts)
-            self._metrics["train"]["drift"].append(drift.item())
+            everywhere = self.accelerator.gather(drift.detach()).mean().item()
+            self._metrics["train"]["drift"].append(everywhere)
             loss = loss + self._hold * drift
         # The chain rule: d/dθ_AV of what is computed at θ_base + λ θ_AV.
         return loss * self._lambda if self.model.training else loss
