@@ -33,12 +33,14 @@ def effects(
             *(points[:, i] * points[:, j] for i, j in squares),
         ]
     )
-    names = list(question.axes)
+    names = [list(question.axes)[axis] for axis in moving]
     found = {}
     for domain, levels in question.levels.items():
         means = np.array([setting.scores[domain].mean(axis=0) for setting in holding])
+        slopes = np.linalg.lstsq(terms, means)[0][1 : 1 + len(moving)]
         for better, worse in pairwise(range(len(levels))):
-            solution = np.linalg.lstsq(terms, means[:, better] - means[:, worse])[0]
-            slopes = {names[axis]: float(solution[1 + n]) for n, axis in enumerate(moving)}
-            found[domain, levels[better], levels[worse]] = slopes
+            over = slopes[:, better] - slopes[:, worse]
+            found[domain, levels[better], levels[worse]] = dict(
+                zip(names, over.tolist(), strict=True)
+            )
     return found

@@ -8,9 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from test_training import LEARNS
-from training_runs import av_train, contents, gains, in_two_processes, training, write_domain
+from training_runs import (
+    assert_two_processes_accumulate,
+    av_train,
+    contents,
+    gains,
+    training,
+    write_domain,
+)
 
 from mergekit_av import load_domain, load_records
 from mergekit_av.errors import AVError
@@ -104,16 +110,8 @@ def test_a_killed_run_continues_to_the_same_vector(tmp_path, base, trained):
 
 def test_two_processes_train_as_two_accumulated_batches(tmp_path, base):
     # Either way a step is of one batch at 1 and one at -1, computed from the same weights.
-    short = ["--domain", write_domain(tmp_path), "--base", base, *BOTH, "--num_train_epochs", "1"]
-    whole = [*short, "--dtype", "float32", "--bf16", "false", "--per_device_train_batch_size", "2"]
-    alone = av_train(tmp_path, *whole, "--gradient_accumulation_steps", "2")
-    assert alone.code == 0, alone.err
-    first, second = in_two_processes(tmp_path, *whole, "--out", "avs/two")
-    assert (first.code, second.code) == (0, 0), second.err
-    one, two = (load_file(tmp_path / f"avs/{n}/model.safetensors") for n in ("tone", "two"))
-    for name, delta in one.items():
-        torch.testing.assert_close(two[name], delta, rtol=0, atol=1e-6)
-        assert delta.abs().max() > 1e-5
+    command = ["--domain", write_domain(tmp_path), "--base", base, *BOTH]
+    assert_two_processes_accumulate(tmp_path, *command, "--num_train_epochs", "1")
 
 
 def test_a_run_is_not_continued_at_other_lambdas(tmp_path, base):

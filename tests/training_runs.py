@@ -12,6 +12,7 @@ import processes
 import torch
 import yaml
 from processes import Ended, finish
+from safetensors.torch import load_file
 
 from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_probs
 from mergekit_av.models import load_model, load_tokenizer
@@ -103,6 +104,19 @@ def in_two_processes(folder: Path, *options: object, **how: object) -> list[Ende
         for rank in ("0", "1")
     ]
     return [finish(process) for process in both]
+
+
+def assert_two_processes_accumulate(folder: Path, *command: object) -> None:
+    """Two processes train on `tone` as one does that accumulates two batches."""
+    whole = ["--dtype", "float32", "--bf16", "false", "--per_device_train_batch_size", "2"]
+    alone = av_train(folder, *command, *whole, "--gradient_accumulation_steps", "2")
+    assert alone.code == 0, alone.err
+    first, second = in_two_processes(folder, *command, *whole, "--out", "avs/two")
+    assert (first.code, second.code) == (0, 0), second.err
+    one, two = (load_file(folder / f"avs/{n}/model.safetensors") for n in ("tone", "two"))
+    for name, delta in one.items():
+        torch.testing.assert_close(two[name], delta, rtol=0, atol=1e-6)
+        assert delta.abs().max() > 1e-5
 
 
 def _run(options: list[str], kill_at: str | None, times: int, environment: dict) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from mergekit_av.cli import command, overwrite_option, summary
+from mergekit_av.cli import command, given, overwrite_option, summary
 from mergekit_av.errors import AVError
 
 from .defaults import COMMON, HOLD, PATIENCE, SETTING, SETTINGS
@@ -123,7 +123,7 @@ def av_train(
         raise click.UsageError("--push-to-hub goes with exactly one --domain")
     if private and not push_to_hub:
         raise click.UsageError("--private goes with --push-to-hub")
-    if not (held or hold_weight == HOLD):
+    if not held and "--hold-weight" in given():
         raise click.UsageError("--hold-weight goes with --hold")
     if not math.isfinite(hold_weight):
         raise click.UsageError(f"--hold-weight must be a number, not {hold_weight}")
