@@ -194,22 +194,26 @@ def random_model(shape: dict, device: str):
         return MistralForCausalLM(MistralConfig(**shape))
 
 
-class RandomVector(AlignmentVector):
-    """A vector that is on no disk. Mapped, it costs what a file in the page cache does."""
+class RandomTensors(dict):
+    """Tensors that are on no disk. Mapped, they cost what a file in the page cache does."""
+
+    files = ()
 
     def __init__(self, model, seed: int):
-        self.checkpoint = self
-        self.files = []
-        self._model, self._seed = model, seed
+        super().__init__(model.named_parameters())
+        self._seed = seed
 
     def mapped(self) -> dict[str, torch.Tensor]:
         torch.manual_seed(self._seed)
-        return {
-            name: torch.randn_like(parameter).mul_(1e-5).cpu()
-            for name, parameter in self._model.named_parameters()
-        }
+        return {n: torch.randn_like(weight).mul_(1e-5).cpu() for n, weight in self.items()}
 
-    def check_model(self, model) -> None: ...
+
+class RandomVector(AlignmentVector):
+    """A vector of random tensors."""
+
+    def __init__(self, model, seed: int):
+        self.checkpoint = RandomTensors(model, seed)
+
     def check(self) -> None: ...
     def check_finite(self) -> None: ...
 

@@ -12,3 +12,9 @@ class AVError(click.ClickException):
 
     def __str__(self) -> str:
         return self.message
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; the second as well where the first announces it."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])

@@ -9,13 +9,13 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from .adapter import is_adapter, merged
 from .arithmetic import all_finite
 from .card import vector_card
 from .card_parts import Kept
@@ -25,10 +25,11 @@ from .checkpoint import (
     Digest,
     combined_fingerprint,
 )
+from .counterparts import Counterparts
 from .errors import AVError
-from .files import whole_folder
+from .files import check_vacant, whole_folder
 from .license import license_of
-from .models import buffer_names, first_line, read_json, refuse_vector, resolve, revision_of
+from .models import read_json, refuse_codes, refuse_vector, resolve, revision_of
 from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
 
 VECTOR_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -50,10 +51,12 @@ def extract(
     """Write the difference of two checkpoints of one architecture as an alignment vector.
 
     The difference is taken in float32 and rounded once, to `dtype`. Either checkpoint may be
-    float32, bfloat16 or float16, sharded or not, its embeddings tied or not.
+    float32, bfloat16 or float16, sharded or not, its embeddings tied or not, its tensors under the
+    names of any release of transformers.
 
     Args:
-        base, aligned: folders or Hub ids.
+        base, aligned: folders or Hub ids. The aligned one may be a PEFT adapter of the base; it is
+            merged in memory first, in float32.
         out: the folder to write.
         name: of the dimension; by default the name of the folder.
         dtype: `bfloat16`, or `float32` where the difference is wanted whole.
@@ -66,14 +69,30 @@ def extract(
         The vector, opened.
 
     Raises:
-        AVError: the two do not fit, a difference is NaN or infinite, a file is damaged, or `out`
+        AVError: the two do not fit, one is quantised, a difference is NaN or infinite, a file is damaged, or `out`
             cannot be written. Nothing is left behind.
     """
     base_folder, aligned_folder = resolve(base), resolve(aligned)
     refuse_vector(base_folder)
     refuse_vector(aligned_folder)
+    if is_adapter(aligned_folder):
+        check_vacant(Path(out), overwrite, METADATA)
+        with merged(base_folder, aligned_folder, Path(out)) as whole:
+            return extract(
+                base_folder,
+                whole,
+                out,
+                name=name,
+                dtype=dtype,
+                levels=levels,
+                training=training,
+                base_id=base_id or str(base),
+                overwrite=overwrite,
+            )
     base_checkpoint, aligned_checkpoint = Checkpoint(base_folder), Checkpoint(aligned_folder)
-    partners = _partners(base_checkpoint, aligned_checkpoint)
+    refuse_codes(base_checkpoint)
+    refuse_codes(aligned_checkpoint)
+    counterparts = Counterparts(base_checkpoint, aligned_checkpoint)
     aligned_dtypes = {
         str(info.dtype).removeprefix("torch.")
         for info in aligned_checkpoint.values()
@@ -84,9 +103,8 @@ def extract(
 
     def difference(tensor: str) -> Iterator[torch.Tensor]:
         digest, squares = Digest(), 0.0
-        partner = partners[tensor]
-        other = aligned_checkpoint if partner in aligned_checkpoint else base_checkpoint
-        for old, new in zip(base_checkpoint.blocks(tensor), other.blocks(partner), strict=True):
+        pairs = zip(base_checkpoint.blocks(tensor), counterparts.blocks(tensor), strict=True)
+        for old, new in pairs:
             digest.update(old)
             old = old.to(torch.float32)
             squares += torch.linalg.vector_norm(old).item() ** 2
@@ -95,11 +113,8 @@ def extract(
         base_norms[tensor] = math.sqrt(squares)
 
     def identity() -> BaseIdentity:
-        for tensor, info in base_checkpoint.items():
-            if tensor not in base_digests:
-                base_digests[tensor] = _same_buffer(
-                    tensor, info, base_checkpoint, aligned_checkpoint
-                )
+        for tensor in set(base_checkpoint) - set(base_digests):
+            base_digests[tensor] = _digest(base_checkpoint, tensor)
         shapes = {tensor: base_checkpoint[tensor].shape for tensor in base_checkpoint}
         name = base_id or str(base)
         revision = revision_of(base_folder)
@@ -114,7 +129,7 @@ def extract(
         name=name or Path(out).name,
         base=identity,
         config=base_folder / "config.json",
-        shapes={tensor: base_checkpoint[tensor].shape for tensor in partners},
+        shapes={tensor: base_checkpoint[tensor].shape for tensor in counterparts.names},
         blocks=difference,
         dtype=dtype,
         precision={
@@ -237,73 +252,9 @@ def _statistics(summaries: dict[str, _Summary], base_norms: Mapping[str, float])
     }
 
 
-def _partners(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
-    """For each floating-point tensor of the base, the aligned model's tensor to compare it with.
-
-    The same name, or, where one of the two files leaves a tied weight out, what it is tied to. A
-    buffer that the aligned model leaves out stays as it is: its own name, though not there.
-    """
-    architecture = cache(lambda: _architecture(aligned.folder))
-    partners = {}
-    for name, info in base.items():
-        if not info.dtype.is_floating_point:
-            continue
-        partner = name
-        if name not in aligned:
-            ties, buffers = architecture()
-            if name.rpartition(".")[2] in buffers:
-                partners[name] = name
-                continue
-            partner = next((other for other in ties.get(name, ()) if other in aligned), None)
-            if partner is None:
-                raise AVError(f"{aligned.folder} has no tensor {name}: it is not of this base")
-        if aligned[partner].shape != info.shape:
-            raise AVError(
-                f"{name} is {aligned[partner].shape} in {aligned.folder} and {info.shape} in "
-                f"{base.folder}: an aligned model keeps the shapes of its base"
-            )
-        partners[name] = partner
-    for name in sorted(set(aligned) - set(base)):
-        if not aligned[name].dtype.is_floating_point:
-            continue
-        ties, buffers = architecture()
-        if name.rpartition(".")[2] in buffers:
-            continue
-        twin = next((other for other in ties.get(name, ()) if other in aligned), None)
-        if twin is None or not torch.equal(aligned.read(name), aligned.read(twin)):
-            raise AVError(
-                f"{base.folder} has no tensor {name}: the aligned model is not of this base"
-            )
-    return partners
-
-
-def _architecture(folder: Path) -> tuple[dict[str, list[str]], set[str]]:
-    """Which parameters an architecture shares (name → the same tensor's names), and its buffers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    read_json(folder / "config.json")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # a config.json has no end of ways to be wrong
-        raise AVError(
-            f"{folder} is no causal LM that transformers knows: {first_line(error)}"
-        ) from error
-    ties: dict[str, list[str]] = {}
-    for left, right in (model.all_tied_weights_keys or {}).items():
-        ties.setdefault(left, []).append(right)
-        ties.setdefault(right, []).append(left)
-    return ties, buffer_names(model)
-
-
-def _same_buffer(name: str, info, base: Checkpoint, aligned: Checkpoint) -> str:
-    """The digest of an integer tensor, which an aligned model must not change."""
-    digest, values = Digest(), base.read(name)
-    if name in aligned and not torch.equal(values, aligned.read(name)):
-        raise AVError(
-            f"{name} ({info.dtype}) differs: only floating-point tensors have a difference"
-        )
+def _digest(base: Checkpoint, name: str) -> str:
+    """Of a tensor that has no difference."""
+    digest = Digest()
     for block in base.blocks(name):
         digest.update(block)
     return digest.hexdigest()

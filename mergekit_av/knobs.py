@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from .arithmetic import Rounding, add_vectors, check_rounding
 from .checkpoint import Checkpoint, Digest, blocks_of, combined_fingerprint, fingerprint
 from .errors import AVError
+from .layout import Group, Layout, named_tensors
 from .models import resolve
 from .vector import AlignmentVector
 
@@ -80,27 +81,32 @@ class Knobs:
             raise AVError('Knobs needs a vector: Knobs(model, medical="avs/medical")')
         check_rounding(rounding)
         self.rounding, self.seed = rounding, seed
-        self._model, self._parameters = model, _plain_parameters(model)
+        _check_plain(model)
+        self._model, self._tensors = model, named_tensors(model)
         self.vectors = {
             name: vector if isinstance(vector, AlignmentVector) else AlignmentVector.open(vector)
             for name, vector in given.items()
         }
+        layouts = {name: vector.layout(model) for name, vector in self.vectors.items()}
         for vector in self.vectors.values():
-            vector.check_model(model)
             vector.check()
             vector.check_finite()
-        if not transfer:
-            _check_base(model, self._parameters, self.vectors.values())
+        self._layout = next(iter(layouts.values()))
         self._lock = threading.RLock()
         self._lambdas = dict.fromkeys(self.vectors, 0.0)
+        # By the names in the checkpoint, which decide how a weight is rounded.
         self._base = {
-            name: parameter.detach().clone(memory_format=torch.contiguous_format)
-            for name, parameter in self._parameters.items()
+            name: value.clone(memory_format=torch.contiguous_format)
+            for group in self._layout.units
+            for name, value in self._on_disk(group).items()
         }
+        if not transfer:
+            self._check_base()
         files = [file for vector in self.vectors.values() for file in vector.checkpoint.files]
         self._mapped = {} if resident else {file: _identity(file) for file in files}
-        self._deltas = {n: self._open(vector, resident) for n, vector in self.vectors.items()}
-        self._seen = {name: _trace(parameter) for name, parameter in self._parameters.items()}
+        self._deltas = {n: self._open(n, layouts[n], resident) for n in self.vectors}
+        self._present = {name: id(tensor) for name, tensor in self._tensors.items()}
+        self._seen = {name: _trace(self._tensors[name]) for name in self._layout.shapes}
 
     @property
     def lambdas(self) -> dict[str, float]:
@@ -155,7 +161,7 @@ class Knobs:
         with self._lock:
             self.reset()
             model, self._model = self._model, None
-            self._parameters, self._base, self._deltas, self._seen = {}, {}, {}, {}
+            self._tensors, self._base, self._deltas, self._seen = {}, {}, {}, {}
         return model
 
     def __repr__(self) -> str:
@@ -174,12 +180,25 @@ class Knobs:
             raise AVError(f"{name}: λ must be a finite number or a level's name, not {value!r}")
         return number
 
-    def _open(self, vector: AlignmentVector, resident: bool) -> dict[str, torch.Tensor]:
-        """The vector's tensors that move a weight, in memory or as mapped files."""
-        deltas = {}
-        for name, delta in vector.checkpoint.mapped().items():
-            base = self._base.get(name)
-            if base is not None and _moves(delta, base):
+    def _on_disk(self, group: Group) -> dict[str, torch.Tensor]:
+        """The model's present weights under their names in the checkpoint."""
+        weights = {name: self._tensors[name].detach() for name in group.memory}
+        return self._layout.to_disk(group, weights)
+
+    def _open(self, vector: str, layout: Layout, resident: bool) -> dict[str, torch.Tensor]:
+        """The vector's tensors that move a weight, in memory or as mapped files; by the names that the
+        first vector has for them."""
+        mapped, deltas = self.vectors[vector].checkpoint.mapped(), {}
+        for name, base in self._base.items():
+            own = layout.by_place.get(self._layout.place(name))
+            if own is None:
+                folder = self.vectors[vector].folder
+                raise AVError(
+                    f"{folder} has no tensor for {name}: its base is laid out in another way than that "
+                    f"of {next(iter(self.vectors.values())).folder}; make knobs of each alone"
+                )
+            if _moves(mapped[own], base):
+                delta = mapped[own]
                 deltas[name] = _as_merged(delta, base, copy=True) if resident else delta
         return deltas
 
@@ -188,11 +207,11 @@ class Knobs:
         before, seen, written = self._lambdas, dict(self._seen), []
         changed = [name for name, value in target.items() if value != before[name]]
         try:
-            for name in self._parameters:
-                if any(name in self._deltas[vector] for vector in changed):
-                    terms = self._terms(name, target)
-                    written.append(name)
-                    self._write(name, terms)
+            for group in self._layout.units:
+                if any(name in self._deltas[vector] for vector in changed for name in group.disk):
+                    terms = self._terms(group, target)
+                    written.append(group)
+                    self._write(group, terms)
             self._lambdas = target
         except BaseException:
             # Until the way back is done, no setting counts as reached.
@@ -202,12 +221,15 @@ class Knobs:
                 self._lambdas = before
             raise
 
-    def _undo(self, written: list[str], seen: dict[str, tuple], before: dict[str, float]) -> None:
-        for name in written:
-            parameter = self._parameters[name]
+    def _undo(self, written: list[Group], seen: dict[str, tuple], before: dict[str, float]) -> None:
+        for group in written:
             # Short of memory, what was not yet written to is better left alone.
-            if parameter.is_inference() or _trace(parameter) != seen[name]:
-                self._write(name, self._terms(name, before))
+            if any(self._is_written(name, seen) for name in group.memory):
+                self._write(group, self._terms(group, before))
+
+    def _is_written(self, name: str, seen: dict[str, tuple]) -> bool:
+        tensor, name = self._tensors[name], self._layout.ties.get(name, name)
+        return tensor.is_inference() or _trace(tensor) != seen[name]
 
     def _check_present(self, target: dict[str, float]) -> None:
         """Raise AVError where a setting cannot start out from what is there."""
@@ -215,10 +237,16 @@ class Knobs:
             raise AVError("these knobs were detached from their model: make new ones")
         if _is_unknown(target):
             raise AVError("an interrupted setting could not be undone: call reset()")
-        present = {id(parameter) for parameter in self._model.parameters()}
+        present = {
+            name: id(tensor)
+            for tensors in (self._model.named_parameters, self._model.named_buffers)
+            for name, tensor in tensors(remove_duplicate=False)
+        }
         lost = any(map(math.isnan, self._lambdas.values()))
-        for name, parameter in self._parameters.items():
-            if id(parameter) not in present or (_trace(parameter) != self._seen[name] and not lost):
+        for name, tensor in self._tensors.items():
+            # By each of its names: a head that was tied may have got weights of its own.
+            same = present.get(name) == self._present[name]
+            if not same or (not lost and self._is_changed(name, tensor)):
                 raise AVError(
                     f"{name} was trained, loaded, moved, replaced or otherwise changed since these "
                     "knobs last set it: load the base again and make new knobs"
@@ -229,23 +257,63 @@ class Knobs:
             if any(target.values()) and now and now[0] == identity[0] and now != identity:
                 raise AVError(f"{file} was changed since these knobs were made: make new ones")
 
-    def _terms(self, name: str, lambdas: Mapping[str, float]) -> list[tuple[float, torch.Tensor]]:
-        return [
-            (value, _as_merged(self._deltas[vector][name], self._base[name]))
-            for vector, value in lambdas.items()
-            if value != 0 and name in self._deltas[vector]
-        ]
+    def _is_changed(self, name: str, tensor: torch.Tensor) -> bool:
+        return name in self._seen and _trace(tensor) != self._seen[name]
+
+    def _terms(
+        self, group: Group, lambdas: Mapping[str, float]
+    ) -> dict[str, list[tuple[float, torch.Tensor]]]:
+        """Name in the checkpoint → what is added to it."""
+        return {
+            name: [
+                (value, _as_merged(self._deltas[vector][name], self._base[name]))
+                for vector, value in lambdas.items()
+                if value != 0 and name in self._deltas[vector]
+            ]
+            for name in group.disk
+        }
 
     @torch.inference_mode()  # the only mode that may write to a model loaded in it
-    def _write(self, name: str, terms: list[tuple[float, torch.Tensor]]) -> None:
-        """Compute one parameter in place."""
-        base, parameter = self._base[name], self._parameters[name]
-        options = {"name": name, "rounding": self.rounding, "seed": self.seed}
-        if parameter.is_contiguous():
-            add_vectors(base, terms, out=parameter, **options)
+    def _write(self, group: Group, terms: dict[str, list[tuple[float, torch.Tensor]]]) -> None:
+        """Compute the weights of one group in place."""
+        options = {"rounding": self.rounding, "seed": self.seed}
+        target = self._tensors[group.target]
+        if group.converter is None and target.is_contiguous():
+            [name] = group.disk
+            add_vectors(self._base[name], terms[name], name=name, out=target, **options)
         else:
-            parameter.copy_(add_vectors(base, terms, **options))
-        self._seen[name] = _trace(parameter)
+            sums = {
+                name: add_vectors(self._base[name], terms[name], name=name, **options)
+                for name in group.disk
+            }
+            for name, value in self._layout.to_memory(group, sums).items():
+                self._tensors[name].copy_(value)
+        for name in group.memory:
+            self._seen[self._layout.ties.get(name, name)] = _trace(self._tensors[name])
+
+    def _check_base(self) -> None:
+        """Raise AVError unless the model holds the vectors' own base.
+
+        Its values tell. Those of a model in a narrower dtype than the base's are compared with the
+        checkpoint that it says it was loaded from.
+        """
+        digests, source = {name: _digest(tensor) for name, tensor in self._base.items()}, None
+        for vector in self.vectors.values():
+            names = [name for name in vector.checkpoint if name in digests]
+            found = combined_fingerprint(
+                {name: tuple(self._base[name].shape) for name in names},
+                {name: digests[name] for name in names},
+            )
+            base = vector.metadata.base
+            if found != base.fingerprint:
+                source = source or _fingerprint_of_source(self._model)
+                found = source or found
+            if found != base.fingerprint:
+                raise AVError(
+                    f"{vector.folder} is a vector of {base.id} ({base.fingerprint[:8]}), and these are "
+                    f"not its weights ({found[:8]}): load that model; if the transfer is meant, pass "
+                    "transfer=True"
+                )
 
 
 def _is_unknown(lambdas: Mapping[str, float]) -> bool:
@@ -279,20 +347,15 @@ def _identity(file: os.PathLike) -> tuple[int, ...] | None:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _plain_parameters(model: "PreTrainedModel") -> dict[str, torch.nn.Parameter]:
-    """The model's parameters by their names in a checkpoint, tied ones once.
-
-    Raises:
-        AVError: something is no plain floating-point tensor in memory.
-    """
+def _check_plain(model: "PreTrainedModel") -> None:
+    """Raise AVError for a model of which a parameter is no plain floating-point tensor in memory."""
     if not isinstance(model, torch.nn.Module):
         raise AVError(f"Knobs needs a model in memory, not {model!r}: load it with transformers")
     if getattr(model, "is_quantized", False):
         raise AVError("the model is quantised: load it in float32, bfloat16 or float16")
     if getattr(model, "peft_config", None):
         raise AVError("the model carries PEFT adapters: make knobs of the model without them")
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
+    for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise AVError(f"{name} is not in memory: load the model without offloading")
         dtype = parameter.dtype
@@ -301,39 +364,6 @@ def _plain_parameters(model: "PreTrainedModel") -> dict[str, torch.nn.Parameter]
         if type(parameter.data) is not torch.Tensor:
             kind = type(parameter.data).__name__
             raise AVError(f"{name} is a {kind}: load the model neither quantised nor sharded")
-    return parameters
-
-
-def _check_base(
-    model: "PreTrainedModel",
-    parameters: Mapping[str, torch.Tensor],
-    vectors: Iterable[AlignmentVector],
-) -> None:
-    """Raise AVError unless the model holds the vectors' own base.
-
-    Its values tell. Those of a model in a narrower dtype than the base's are compared with the
-    checkpoint that it says it was loaded from.
-    """
-    state = model.state_dict()
-    digests: dict[str, str] = {}
-    source = None
-    for vector in vectors:
-        names = [name for name in vector.checkpoint if name in state]
-        digests |= {name: _digest(state[name]) for name in names if name not in digests}
-        found = combined_fingerprint(
-            {name: tuple(state[name].shape) for name in names},
-            {name: digests[name] for name in names},
-        )
-        base = vector.metadata.base
-        if found != base.fingerprint:
-            source = source or _fingerprint_of_source(model, parameters)
-            found = source or found
-        if found != base.fingerprint:
-            raise AVError(
-                f"{vector.folder} is a vector of {base.id} ({base.fingerprint[:8]}), and these are "
-                f"not its weights ({found[:8]}): load that model; if the transfer is meant, pass "
-                "transfer=True"
-            )
 
 
 def _digest(tensor: torch.Tensor) -> str:
@@ -343,21 +373,23 @@ def _digest(tensor: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint_of_source(
-    model: "PreTrainedModel", parameters: Mapping[str, torch.Tensor]
-) -> str | None:
+def _fingerprint_of_source(model: "PreTrainedModel") -> str | None:
     """That of the checkpoint a model was loaded from, where it holds it, cast to its own dtypes."""
     if not model.name_or_path:
         return None
     try:
         folder = resolve(model.name_or_path, getattr(model.config, "_commit_hash", None))
         checkpoint = Checkpoint(folder)
+        layout = Layout.of(model, checkpoint)
     except AVError:
         return None
-    same = all(
-        name in checkpoint
-        and checkpoint[name].shape == tuple(parameter.shape)
-        and torch.equal(checkpoint.read(name).to(parameter.dtype), parameter.detach().cpu())
-        for name, parameter in parameters.items()
-    )
-    return fingerprint(checkpoint) if same else None
+    if layout.missing or layout.misshapen:
+        return None
+    tensors = named_tensors(model)
+    for group in layout.units:
+        read = {name: checkpoint.read(name) for name in group.disk}
+        for name, value in layout.to_memory(group, read).items():
+            held = tensors[name].detach()
+            if not torch.equal(value.to(held.dtype), held.cpu()):
+                return None
+    return fingerprint(checkpoint)

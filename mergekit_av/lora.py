@@ -17,13 +17,13 @@ import torch
 from tqdm import tqdm
 
 from .checkpoint import CheckpointWriter
-from .errors import AVError
+from .errors import AVError, first_line
 from .extraction import VECTOR_DTYPES
 from .files import check_vacant, whole_folder
 from .license import license_of
 from .lora_card import lora_card
 from .low_rank import low_rank
-from .models import default_device, first_line, load_shape
+from .models import default_device, load_shape
 
 if TYPE_CHECKING:
     from .vector import AlignmentVector

@@ -4,11 +4,17 @@ import functools
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .errors import AVError
+from .errors import AVError, first_line
 from .hub_errors import hub_errors
 from .trust import SNAPSHOTS, refuse_code
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .layout import Layout
 
 # What a model needs besides pickles and code, neither of which is ever fetched.
 FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
@@ -78,7 +84,6 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
         device: a torch device; by default the accelerator if there is one.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from .checkpoint import Checkpoint
 
@@ -89,7 +94,7 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
     device = device or default_device()
     dtype = own_dtype(infos) if dtype == "auto" else dtype
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = _model_class(_config(folder)).from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
@@ -109,18 +114,77 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
         raise AVError(f"cannot use the device {device!r}: {first_line(error)}") from error
 
 
-def own_dtype(checkpoint) -> str:
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _model_class(config: Any) -> Any:
+    """The class that loads a configuration: that of causal LMs, or of those that also see.
+
+    Of some configurations transformers has both; then the architecture that the configuration names
+    decides, so that no tensor of it is left out.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kinds = {
+        AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    }
+    able = {kind: known[type(config)] for kind, known in kinds.items() if type(config) in known}
+    named = [kind for kind, found in able.items() if found.__name__ in (config.architectures or ())]
+    return (named or [*able, AutoModelForCausalLM])[0]
+
+
+def own_dtype(checkpoint: "Checkpoint") -> str:
     """What a checkpoint's weights are in; the widest of several. transformers' own "auto" would
     believe config.json."""
     import torch
 
-    # Old checkpoints hold `inv_freq`, which is no weight, in float32 whatever the weights are in.
-    floating = [
-        info.dtype
-        for name, info in checkpoint.items()
-        if info.dtype.is_floating_point and not name.endswith("inv_freq")
-    ]
-    return str(functools.reduce(torch.promote_types, floating)).removeprefix("torch.")
+    dtypes = {name: info.dtype for name, info in checkpoint.items() if info.dtype.is_floating_point}
+    if len(set(dtypes.values())) > 1:
+        # Old checkpoints hold masks and frequencies in float32, whatever the weights are in.
+        for name in layout_of(checkpoint).ignored:
+            dtypes.pop(name, None)
+    return str(functools.reduce(torch.promote_types, dtypes.values())).removeprefix("torch.")
+
+
+def refuse_codes(checkpoint: "Checkpoint") -> None:
+    """Raise AVError for a quantised checkpoint: its tensors are codes, whose differences and sums mean
+    nothing without their scales."""
+    import torch
+
+    folder = checkpoint.folder
+    remedy = "take the model in bfloat16 or float32, or save it dequantised"
+    if (folder / "config.json").is_file():
+        for settings in _quantisations(read_json(folder / "config.json")):
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            kind = f" ({method})" if isinstance(method, str) else ""
+            raise AVError(
+                f"{folder} is quantised{kind}, says its config.json: its tensors are codes, not "
+                f"weights; {remedy}"
+            )
+    for name, info in checkpoint.items():
+        weights = (torch.float32, torch.bfloat16, torch.float16)
+        if info.dtype.is_floating_point and info.dtype not in weights:
+            kind = str(info.dtype).removeprefix("torch.")
+            raise AVError(f"{folder}: {name} is {kind}, which is not supported: {remedy}")
+
+
+def _quantisations(config: Any) -> Iterator[Any]:
+    """What a configuration, or one within it, says of quantisation."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key in ("quantization_config", "compression_config") and value:
+                yield value
+            else:
+                yield from _quantisations(value)
 
 
 def load_shape(source: str | os.PathLike, dtype: str = "float32"):
@@ -130,7 +194,6 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
         AVError: config.json is of no causal LM.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from .checkpoint import Checkpoint
 
@@ -138,11 +201,22 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
     _refuse_unknown_code(read_json(folder / "config.json"), folder)
     dtype = own_dtype(Checkpoint(folder)) if dtype == "auto" else dtype
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = _config(folder)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+            return _model_class(config).from_config(config, dtype=getattr(torch, dtype))
     except Exception as error:  # a config.json has no end of ways to be wrong
         raise AVError(f"{source} is no causal LM: {first_line(error)}") from error
+
+
+def layout_of(checkpoint: "Checkpoint") -> "Layout":
+    """What becomes of each tensor of a checkpoint in the model of the config.json beside it.
+
+    Raises:
+        AVError: config.json is of no model that transformers knows.
+    """
+    from .layout import Layout
+
+    return Layout.of(load_shape(checkpoint.folder), checkpoint)
 
 
 def load_tokenizer(source: str | os.PathLike):
@@ -192,9 +266,3 @@ def default_device() -> str:
 
     accelerator = torch.accelerator.current_accelerator()
     return accelerator.type if accelerator is not None else "cpu"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message; the second as well where the first announces it."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].rstrip().endswith(":")])

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .domains import DOMAIN, SPLITS, Domain
-from .errors import AVError
-from .models import first_line
+from .errors import AVError, first_line
 
 # Of the rows of a Hub dataset that has a test split but none for validation: one of the two others.
 TRAINING_PART = "train or validation"

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ from .arithmetic import Rounding, add_vectors
 from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .files import write_whole
-from .models import buffer_names, load_model, read_json, resolve
+from .layout import Layout, named_tensors
+from .models import buffer_names, layout_of, load_model, read_json, refuse_codes, resolve
 from .trust import refuse_code, refuse_foreign_files
 
 if TYPE_CHECKING:
@@ -203,13 +204,19 @@ class Combination:
 
     def tensor(self, name: str) -> torch.Tensor:
         """Σ λᵢ Δᵢ of one tensor, float32, in the base's shape."""
-        return torch.cat(list(self.blocks(name))).reshape(self.terms[0][1].checkpoint[name].shape)
+        return torch.cat(list(self.blocks(name))).reshape(self.shapes[name])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of all tensors that one of the vectors has; another leaves them as they are."""
+        return {n: info.shape for _, v in self.terms for n, info in v.checkpoint.items()}
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """The same, flat, in the pieces of `Checkpoint.blocks`."""
-        for deltas in zip(*(v.checkpoint.blocks(name) for _, v in self.terms), strict=True):
+        having = [(c, v.checkpoint) for c, v in self.terms if name in v.checkpoint]
+        for deltas in zip(*(checkpoint.blocks(name) for _, checkpoint in having), strict=True):
             zero = torch.zeros(deltas[0].shape, dtype=torch.float32)
-            terms = [(c, delta) for (c, _), delta in zip(self.terms, deltas, strict=True)]
+            terms = [(c, delta) for (c, _), delta in zip(having, deltas, strict=True)]
             yield add_vectors(zero, terms, name=name)
 
     def apply_to(
@@ -238,20 +245,30 @@ class Combination:
 
         if isinstance(base, str | os.PathLike):
             folder = resolve(base)
+            refuse_codes(Checkpoint(folder))
             if not transfer:
                 for _, vector in self.terms:
                     vector.check_base(folder)
             model = load_model(folder, dtype="auto", device="cpu")
         else:
             model = copy.deepcopy(base)
-        for _, vector in self.terms:
-            vector.check_model(model)
+        layouts = [vector.layout(model) for _, vector in self.terms]
+        tensors, layout = named_tensors(model), layouts[0]
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                terms = [(c, v.checkpoint.read(name).to(parameter.device)) for c, v in self.terms]
-                parameter.copy_(
-                    add_vectors(parameter.data, terms, name=name, rounding=rounding, seed=seed)
-                )
+            for group in layout.units:
+                base_tensors = {name: tensors[name].data for name in group.memory}
+                merged = {}
+                for name, value in layout.to_disk(group, base_tensors).items():
+                    place = layout.place(name)
+                    terms = [
+                        (c, vector.checkpoint.read(other.by_place[place]).to(value.device))
+                        for (c, vector), other in zip(self.terms, layouts, strict=True)
+                    ]
+                    merged[name] = add_vectors(
+                        value, terms, name=name, rounding=rounding, seed=seed
+                    )
+                for name, value in layout.to_memory(group, merged).items():
+                    tensors[name].copy_(value)
         return model
 
     def save(
@@ -270,7 +287,7 @@ class Combination:
             name=name,
             base=self.base,
             config=self.terms[0][1].folder / "config.json",
-            shapes={n: info.shape for n, info in self.terms[0][1].checkpoint.items()},
+            shapes=self.shapes,
             blocks=self.blocks,
             dtype=dtype,
             precision={"difference": f"sum of vectors: {formula}"},
@@ -403,50 +420,67 @@ class AlignmentVector(Combination):
                 f"{folder} ({found[:8]}): {remedy}"
             )
 
-    def check_fit(self, base: Mapping[str, Any], where: str) -> None:
-        """Raise AVError unless the floating-point tensors of `base` have the same names and shapes."""
+    def check_fit(self, base: Checkpoint, where: str) -> None:
+        """Raise AVError unless the vector can be added to a base, tensor by tensor.
+
+        Its tensors have the names and shapes of the base's. It may lack those that nothing reads.
+        """
+        refuse_codes(base)
         shapes = {n: info.shape for n, info in base.items() if info.dtype.is_floating_point}
         own = {n: info.shape for n, info in self.checkpoint.items()}
+        lacking = set(shapes) - set(own)
+        unread = _unread(base) if lacking else set()
         for name in sorted(set(shapes) | set(own)):
-            if shapes.get(name) != own.get(name):
+            if shapes.get(name) != own.get(name) and name not in lacking & unread:
                 raise AVError(
                     f"{self.folder} does not fit {where}: {name} is {own.get(name) or 'missing'} in "
                     f"the vector and {shapes.get(name) or 'missing'} in the base"
                 )
 
-    def check_model(self, model: "PreTrainedModel") -> None:
-        """Raise AVError unless the model's parameters have the same names and shapes.
+    def layout(self, model: "PreTrainedModel") -> Layout:
+        """What becomes of the vector's tensors in a model.
 
-        Beyond them a vector may hold tied weights by their other names, tensors it leaves as they
-        are, and buffers of old checkpoints, which the model makes itself (mergekit drops them too).
+        Beyond the model's weights a vector may hold tied ones by their other names, tensors it leaves
+        as they are, and buffers of old checkpoints, which nothing reads.
+
+        Raises:
+            AVError: the model has other weights, or they have other shapes.
         """
+        layout = Layout.of(model, self.checkpoint)
+        misfits = [(name, shape, wanted) for name, shape, wanted in layout.misshapen]
+        misfits += [(name, "missing", layout.shapes[name]) for name in layout.missing]
         buffers = buffer_names(model)
-        parameters = dict(model.named_parameters())
-        names = {id(parameter): name for name, parameter in parameters.items()}
-        tied = {n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
-        for name in sorted(parameters.keys() | set(self.checkpoint)):
-            shape = self.checkpoint[name].shape if name in self.checkpoint else "missing"
-            if name in parameters:
-                wanted = tuple(parameters[name].shape)
-            elif (
-                name.rpartition(".")[2] in buffers
-                or self._repeats(name, tied.get(name))
-                or self.is_zero(name)
-            ):
-                continue
-            else:
-                wanted = "missing"
-            if shape != wanted:
-                raise AVError(
-                    f"{self.folder} does not fit the model: {name} is {shape} in the vector and "
-                    f"{wanted} in the model"
-                )
+        misfits += [
+            (name, self.checkpoint[name].shape, "missing")
+            for name in sorted(layout.ignored)
+            if name.rpartition(".")[2] not in buffers and not self.is_zero(name)
+        ]
+        misfits += [
+            (name, "another difference", f"tied to {other}")
+            for name, other in self._ties(layout)
+            if not torch.equal(self.checkpoint.read(name), self.checkpoint.read(other))
+        ]
+        for name, own, wanted in sorted(misfits, key=lambda misfit: misfit[0]):
+            raise AVError(
+                f"{self.folder} does not fit the model: {name} is {own} in the vector and {wanted} "
+                "in the model"
+            )
+        return layout
 
-    def _repeats(self, name: str, other: str | None) -> bool:
-        """Whether a tensor is also there by another name, with the same values."""
-        return other in self.checkpoint and torch.equal(
-            self.checkpoint.read(name), self.checkpoint.read(other)
-        )
+    def _ties(self, layout: Layout) -> Iterator[tuple[str, str]]:
+        """Tensors that stand for the same weight of the model as another one, and the other."""
+        for name in self.checkpoint:
+            place = layout.place(name)
+            if place is not None and (other := layout.by_place[place]) != name:
+                yield name, other
 
     def __repr__(self) -> str:
         return f"AlignmentVector({self.metadata.name!r}, base={self.metadata.base.id!r})"
+
+
+def _unread(checkpoint: Checkpoint) -> set[str]:
+    """The tensors of a base that nothing reads; none where its config.json does not tell."""
+    try:
+        return layout_of(checkpoint).ignored
+    except AVError:
+        return set()

@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-from mergekit_av.errors import AVError
-from mergekit_av.models import first_line
+from mergekit_av.errors import AVError, first_line
 from mergekit_av.records import HUB_DATASET, file_rows
 
 from .folder import SAMPLED, DataFolder, id_of
