@@ -1,7 +1,6 @@
 """PEFT adapters as aligned models: merged with their base, as a whole checkpoint for a while."""
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +42,7 @@ def merged(base: Path, adapter: Path, beside: Path) -> Iterator[Path]:
             f"{adapter} is no adapter that PEFT can merge with {base}: {first_line(error)}"
         ) from error
     beside = beside.absolute()
-    with tempfile.TemporaryDirectory(
-        prefix=f".{beside.name}.", suffix=f".{os.getpid()}.av.tmp", dir=beside.parent
-    ) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{beside.name}-merged-", dir=beside.parent) as folder:
         model.save_pretrained(folder)
         del model
         yield Path(folder)

@@ -8,18 +8,20 @@ nothing saved beside the factors) is what PEFT, vLLM and llama.cpp's converter a
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
 
-from .checkpoint import CheckpointWriter
+from .checkpoint import CheckpointWriter, blocks_of
 from .errors import AVError, first_line
 from .extraction import VECTOR_DTYPES
 from .files import check_vacant, whole_folder
+from .layout import Layout
 from .license import license_of
 from .lora_card import lora_card
 from .low_rank import low_rank
@@ -93,7 +95,8 @@ def export_lora(
 ) -> LoraExport:
     """Write an alignment vector as a PEFT LoRA adapter: the folder `out`.
 
-    The linear layers of the model are carried, its output layer excepted. Embeddings, output layer,
+    The linear layers of the model are carried, its output layer excepted. Experts that the model keeps
+    in one tensor, embeddings, output layer,
     norms and biases are left out: each of PEFT, vLLM and llama.cpp would take them in another form,
     or not at all. Matrices whose shorter side is less than `rank` are kept whole and filled up with
     zeros, as vLLM reads one rank for all. Memory: a few times the largest matrix, in float64.
@@ -116,17 +119,20 @@ def export_lora(
         raise AVError(f"an adapter's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
     check_vacant(Path(out), overwrite, CONFIG)
     model = load_shape(vector.folder)
-    vector.check_model(model)
+    weights = _Deltas(vector, vector.layout(model))
     vector.check()
     vector.check_finite()
     layers = linear_layers(model)
-    largest = max((min(vector.checkpoint[f"{layer}.weight"].shape) for layer in layers), default=0)
+    shapes = {layer: model.get_submodule(layer).weight.shape for layer in layers}
+    largest = max(map(min, shapes.values()), default=0)
     if not 1 <= rank <= largest:
         raise AVError(
             f"rank {rank} is impossible: the weights of {vector.folder} have ranks of 1 to {largest}"
             if largest
             else f"{vector.folder} has no linear layer that an adapter could carry"
         )
+    # Conv1D of GPT-2: a linear layer whose weight lies the other way round.
+    transposed = {layer for layer in layers if isinstance(model.get_submodule(layer), Conv1D)}
     device = _device(device)
 
     with whole_folder(Path(out), overwrite=overwrite, marker=CONFIG) as folder:
@@ -135,16 +141,18 @@ def export_lora(
 
         def factors() -> Iterator[torch.Tensor]:
             for layer in tqdm(layers, desc=f"Writing {Path(out).name}", unit="layer"):
-                delta = vector.checkpoint.read(f"{layer}.weight").to(device)
+                delta = weights[f"{layer}.weight"].to(device)
+                if layer in transposed:
+                    delta = delta.T
                 b, a, energies = low_rank(delta, rank)
                 losses[layer.rpartition(".")[2]].append(energies.cpu())
                 yield from (a, b)
 
-        writer = CheckpointWriter(folder, _shapes(vector, layers, rank, dtype), file=WEIGHTS)
+        writer = CheckpointWriter(folder, _shapes(shapes, transposed, rank, dtype), file=WEIGHTS)
         for _, factor in zip(writer.names(), factors(), strict=True):
             writer.write(factor.to("cpu", VECTOR_DTYPES[dtype]))
-        left_out = _left_out(vector, model, {f"{layer}.weight" for layer in layers})
-        _write_config(folder, vector, rank, scale, sorted(losses), base_id)
+        left_out = _left_out(weights, model, {f"{layer}.weight" for layer in layers})
+        _write_config(folder, vector, rank, scale, sorted(losses), bool(transposed), base_id)
         export = LoraExport(
             folder=Path(out),
             rank=rank,
@@ -165,7 +173,7 @@ def linear_layers(model: torch.nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not output
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
     ]
 
 
@@ -179,20 +187,33 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
+class _Deltas:
+    """A vector's tensors by their names in the model."""
+
+    def __init__(self, vector: "AlignmentVector", layout: Layout):
+        self._checkpoint, self._layout = vector.checkpoint, layout
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        group = self._layout.by_memory[name]
+        read = {part: self._checkpoint.read(part) for part in group.disk}
+        made = self._layout.to_memory(group, read)
+        return next(v for n, v in made.items() if self._layout.ties.get(n, n) == name)
+
+
 def _shapes(
-    vector: "AlignmentVector", layers: Sequence[str], rank: int, dtype: str
+    shapes: Mapping[str, tuple[int, int]], transposed: Collection[str], rank: int, dtype: str
 ) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
     """What the adapter's file holds, by PEFT's names: A and B of one layer after another."""
-    shapes = {}
-    for layer in layers:
-        rows, columns = vector.checkpoint[f"{layer}.weight"].shape
-        shapes[f"base_model.model.{layer}.lora_A.weight"] = (rank, columns), VECTOR_DTYPES[dtype]
-        shapes[f"base_model.model.{layer}.lora_B.weight"] = (rows, rank), VECTOR_DTYPES[dtype]
-    return shapes
+    found = {}
+    for layer, shape in shapes.items():
+        rows, columns = reversed(shape) if layer in transposed else shape
+        found[f"base_model.model.{layer}.lora_A.weight"] = (rank, columns), VECTOR_DTYPES[dtype]
+        found[f"base_model.model.{layer}.lora_B.weight"] = (rows, rank), VECTOR_DTYPES[dtype]
+    return found
 
 
 def _left_out(
-    vector: "AlignmentVector", model: torch.nn.Module, carried: set[str]
+    weights: _Deltas, model: torch.nn.Module, carried: set[str]
 ) -> dict[str, list[float]]:
     """Kind → the squared norm of each tensor that the adapter does not have."""
     special = {
@@ -211,7 +232,7 @@ def _left_out(
             kind = special[id(module)]
         else:
             kind = "norms" if parameter.dim() == 1 else "other weights"
-        blocks = vector.checkpoint.blocks(name)
+        blocks = blocks_of(weights[name])
         found[kind].append(sum(block.double().square().sum().item() for block in blocks))
     return found
 
@@ -253,6 +274,7 @@ def _write_config(
     rank: int,
     scale: float,
     modules: list[str],
+    transposed: bool,
     base_id: str | None,
 ) -> None:
     from peft import LoraConfig
@@ -266,6 +288,7 @@ def _write_config(
         inference_mode=True,
         r=rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
+        fan_in_fan_out=transposed,
     )
     config.target_modules = modules  # given above it would become a set, in another order each time
     config.save_pretrained(folder)

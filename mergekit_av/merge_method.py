@@ -15,12 +15,14 @@ from mergekit.merge_methods.base import (
     GroupMergeMethod,
     InputContract,
     MergeMethodSpec,
+    OptionalTensorPolicy,
     ParameterScope,
     ParameterSpec,
     TensorGroup,
 )
 from pydantic import BeforeValidator
 
+from .architecture import install
 from .arithmetic import Rounding, add_vectors
 from .card import PAPER
 from .checkpoint import Checkpoint
@@ -51,6 +53,8 @@ class AlignmentVectorMerge(GroupMergeMethod):
             ParameterSpec("seed", int, ParameterScope.SHARED, default=0),
         ),
         contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),
+        # What no vector has stays as it is in the base.
+        optional_tensor_policy=OptionalTensorPolicy.PASSTHROUGH_BASE_SINGLETON,
     )
 
     def validate_inputs(
@@ -95,6 +99,7 @@ def register() -> None:
     """Make the method known to mergekit; a second call does nothing."""
     if METHOD not in {method.spec.name for method in merge_methods.registered_methods()}:
         merge_methods.register(AlignmentVectorMerge())
+    install()
 
 
 def _coefficient(vector: Hashable, parameters: dict[str, Any]) -> float:

@@ -1,0 +1,232 @@
+"""Which tensors a merge reads and writes: those of its base, by the base's own names.
+
+mergekit merges what its definition of an architecture lists. Tensors that the definition lacks (biases
+of a Llama, the multi-token head of a Qwen) would go missing in silence, and mixtures of experts would
+come out under the names that transformers has in memory, which other engines do not know. A sum of
+alignment vectors has all tensors that the base has; where mergekit's definition has others, the
+architecture is made of the base's checkpoint.
+"""
+
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mergekit.merge
+from mergekit.architecture import (
+    ModelArchitecture,
+    ModuleArchitecture,
+    ModuleDefinition,
+    WeightInfo,
+)
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+from transformers import PretrainedConfig
+
+from .checkpoint import Checkpoint
+from .errors import AVError
+from .models import layout_of
+from .recipe import METHOD
+
+LAYER = re.compile(r"\.(\d+)\.")
+DEFAULT = "default"
+# dtypes in which mergekit can be told to carry a tensor over.
+CARRIED = ("float32", "bfloat16", "float16", "int64")
+# What mergekit copies beside weights and tokenizer, where the base has it.
+FILES = ["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"]
+
+GetArchitecture = Callable[[MergeConfiguration, MergeOptions], ModelArchitecture]
+
+
+def install() -> None:
+    """Let mergekit ask `architecture_of` about recipes of our method; all others go on as they did.
+
+    mergekit 0.1.5 has no registry of architectures by anything but the name in config.json, where an
+    entry would change the merges of all methods.
+    """
+    ask = mergekit.merge.get_architecture_info
+    if hasattr(ask, "asks_about_vectors"):
+        return
+
+    @functools.wraps(ask)
+    def get_architecture_info(config: MergeConfiguration, options: MergeOptions) -> Any:
+        if config.merge_method != METHOD:
+            return ask(config, options)
+        return architecture_of(config, options, ask)
+
+    get_architecture_info.asks_about_vectors = True
+    mergekit.merge.get_architecture_info = get_architecture_info
+
+
+def architecture_of(
+    config: MergeConfiguration, options: MergeOptions, ask: GetArchitecture
+) -> ModelArchitecture:
+    """mergekit's own definition where a merge by it has the base's tensors, else one made of these.
+
+    Args:
+        ask: what mergekit itself asks.
+
+    Raises:
+        AVError: the recipe names modules or layers that this base does not have, or the base has a
+            tensor that mergekit cannot carry over.
+    """
+    base = config.base_model or next(
+        (piece.base_model for piece in config.slices or () if piece.base_model), None
+    )
+    if base is None:
+        return ask(config, options)  # the recipe's own check says what is missing
+    whole = base.merged(
+        options.lora_merge_cache, options.trust_remote_code, options.lora_merge_dtype
+    )
+    folder = Path(whole.local_path(cache_dir=options.transformers_cache))
+    try:
+        checkpoint = Checkpoint(folder)
+    except AVError:
+        return ask(config, options)  # planning says in one line what is wrong with the base
+    own = base.config(trust_remote_code=options.trust_remote_code)
+    known = _known(config, options, own, ask)
+    if known and _written(known, own, checkpoint) == set(checkpoint):
+        return known
+    made = _made_of(checkpoint, own, known)
+    for module in config.modules or ():
+        if module not in made.modules:
+            raise AVError(
+                f"the recipe has the module {module!r}, and {folder} has {', '.join(made.modules)}"
+            )
+    if config.slices and len(made.modules) > 1:
+        raise AVError(
+            f"{folder} has several modules ({', '.join(made.modules)}): write `models:` instead of "
+            "`slices:`, or slices under `modules:`"
+        )
+    return made
+
+
+def _known(
+    config: MergeConfiguration,
+    options: MergeOptions,
+    own: PretrainedConfig,
+    ask: GetArchitecture,
+) -> ModelArchitecture | None:
+    """mergekit's definition of the base's architecture; None where it has none by that name."""
+    from mergekit.architecture import arch_info_for_config
+
+    if len(own.architectures or ()) != 1 or arch_info_for_config(own) is None:
+        return None  # it would make one itself, with the names that transformers has in memory
+    return ask(config, options)
+
+
+def _written(
+    architecture: ModelArchitecture, config: PretrainedConfig, base: Checkpoint
+) -> set[str]:
+    """The tensors that a merge by an architecture would have, where the vectors have the base's."""
+    return {
+        weight.name
+        for weight in architecture.all_weights(config)
+        if not weight.optional or {weight.name, *(weight.aliases or ())} & set(base)
+    }
+
+
+def _made_of(
+    base: Checkpoint, config: PretrainedConfig, known: ModelArchitecture | None
+) -> ModelArchitecture:
+    """An architecture with all tensors of a checkpoint, each in its layer."""
+    described = {w.name: w for w in known.all_weights(config)} if known else {}
+    count = getattr(config.get_text_config(), "num_hidden_layers", None)
+    loose: list[WeightInfo] = []
+    layers: dict[str, dict[int, list[WeightInfo]]] = defaultdict(lambda: defaultdict(list))
+    for name in base:
+        weight = _weight(name, base, described)
+        if weight is None:
+            continue
+        found = LAYER.search(name)
+        if found is None:
+            loose.append(weight)
+        else:
+            layers[name[: found.start()]][int(found[1])].append(weight)
+    for prefix, numbered in layers.items():
+        # Beyond the model's own layers, as where a multi-token head is stored as one more.
+        real = count if count in numbered and set(range(count)) <= set(numbered) else None
+        if real is not None and len(layers) == 1:
+            for number in [n for n in numbered if n >= real]:
+                loose += numbered.pop(number)
+        if sorted(numbered) != list(range(len(numbered))):
+            loose += [weight for some in numbered.values() for weight in some]
+            layers[prefix] = {}
+    full = {prefix: numbered for prefix, numbered in layers.items() if numbered}
+    modules = {}
+    for prefix, numbered in full.items() or [("", {})]:
+        name = DEFAULT if len(full) < 2 else prefix
+        modules[name] = ModuleDefinition(
+            architecture=_OfCheckpoint(
+                name=name, layers=[numbered[n] for n in range(len(numbered))], count=count
+            )
+        )
+    first = next(iter(modules.values())).architecture
+    first.loose.extend(loose)
+    return ModelArchitecture(
+        modules=modules,
+        architectures=list(config.architectures or ()),
+        model_type=config.model_type,
+        tagalong_files=list(dict.fromkeys([*((known and known.tagalong_files) or ()), *FILES])),
+        vocab_size_config_key=known and known.vocab_size_config_key,
+    )
+
+
+def _weight(name: str, base: Checkpoint, described: dict[str, WeightInfo]) -> WeightInfo | None:
+    """What mergekit shall know of a tensor; None for one that is left out, as nothing reads it."""
+    dtype = str(base[name].dtype).removeprefix("torch.")
+    if name in described and base[name].dtype.is_floating_point:
+        info = described[name]
+        return WeightInfo(name=name, vocabulary_axis=info.vocabulary_axis, optional=True)
+    if not base[name].dtype.is_floating_point or name in _unread(base):
+        if dtype not in CARRIED:
+            if name in _unread(base):
+                return None
+            raise AVError(
+                f"{base.folder}: {name} is {dtype}, which mergekit cannot carry over to a merge"
+            )
+        # It has no difference, and must not be rounded to the recipe's dtype.
+        return WeightInfo(name=name, optional=True, force_dtype=dtype)
+    return WeightInfo(name=name, optional=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _unread_of(folder: Path, names: frozenset[str]) -> frozenset[str]:
+    try:
+        return frozenset(layout_of(Checkpoint(folder)).ignored)
+    except AVError:
+        return frozenset()
+
+
+def _unread(base: Checkpoint) -> frozenset[str]:
+    return _unread_of(base.folder, frozenset(base))
+
+
+class _OfCheckpoint(ModuleArchitecture):
+    """The tensors of one stack of layers, and with the first such stack those that are in none."""
+
+    def __init__(self, name: str, layers: list[list[WeightInfo]], count: int | None):
+        self._name, self._layers, self._count = name, layers, count
+        self.loose: list[WeightInfo] = []
+
+    def name(self) -> str:
+        return self._name
+
+    def pre_weights(self, config: PretrainedConfig) -> list[WeightInfo]:
+        return self.loose
+
+    def post_weights(self, config: PretrainedConfig) -> list[WeightInfo]:
+        return []
+
+    def layer_weights(self, index: int, config: PretrainedConfig) -> list[WeightInfo]:
+        return self._layers[index]
+
+    def num_layers_config_key(self) -> str:
+        """What a recipe of slices must change in config.json: the number of layers, where it is this
+        stack's."""
+        return "num_hidden_layers" if self._count == len(self._layers) else ""
+
+    def num_layers(self, config: PretrainedConfig) -> int:
+        return len(self._layers)
