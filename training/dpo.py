@@ -40,6 +40,7 @@ from .defaults import HOLD, PATIENCE
 from .held import beside, held_texts
 from .pairs import LAMBDA, Pairing, preference_pairs, spectrum_pairs
 from .processes import in_main_process
+from .restore import RestoringTrainer, check_trainable
 from .run import Run
 from .spectrum import SpectrumTrainer
 from .watch import EvaluateLast, Progress, StopDivergence
@@ -231,6 +232,7 @@ class _Pupil:
         if notice and PartialState().is_main_process:
             log.warning("%s: %s", job.base, notice)
         self.model = load_model(base, dtype="float32", device="cpu")
+        check_trainable(self.model, base)
         # A checkpoint leaves tied weights out: nothing is missing, as the Trainer would warn.
         self.model._keys_to_ignore_on_save = set(self.model.all_tied_weights_keys)
         limits = [job.arguments.max_length, context_length(self.model)]
@@ -297,7 +299,7 @@ def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
     if job.held:
         make, pairs = partial(SpectrumTrainer, hold=job.hold), beside(pairs, pupil.held)
     elif job.one_sided:
-        make = DPOTrainer
+        make = RestoringTrainer
     trainer = make(
         pupil.model,
         args=job.arguments,

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from trl import DPOTrainer
 
 from . import held
 from .defaults import HOLD
 from .pairs import LAMBDA
+from .restore import RestoringTrainer
 
 
-class SpectrumTrainer(DPOTrainer):
+class SpectrumTrainer(RestoringTrainer):
     """TRL's trainer, with the weights at θ_base + λ θ_AV for the λ of each batch.
 
     The rows of its datasets have a column `lambda` beside TRL's. All pairs of a training batch are
