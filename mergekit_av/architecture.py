@@ -7,6 +7,7 @@ alignment vectors has all tensors that the base has; where mergekit's definition
 architecture is made of the base's checkpoint.
 """
 
+import contextlib
 import functools
 import re
 from collections import defaultdict
@@ -87,7 +88,7 @@ def architecture_of(
         return ask(config, options)  # planning says in one line what is wrong with the base
     own = base.config(trust_remote_code=options.trust_remote_code)
     known = _known(config, options, own, ask)
-    if known and _written(known, own, checkpoint) == set(checkpoint):
+    if known and _suffices(known, own, [checkpoint, *_vectors(config, options, base)]):
         return known
     made = _made_of(checkpoint, own, known)
     for module in config.modules or ():
@@ -117,22 +118,44 @@ def _known(
     return ask(config, options)
 
 
-def _written(
-    architecture: ModelArchitecture, config: PretrainedConfig, base: Checkpoint
-) -> set[str]:
-    """The tensors that a merge by an architecture would have, where the vectors have the base's."""
-    return {
+def _vectors(config: MergeConfiguration, options: MergeOptions, base: Any) -> list[Checkpoint]:
+    """The vectors of a recipe; without those of which planning will say what is wrong."""
+    found = []
+    for model in config.referenced_models():
+        if model != base and model.lora is None:
+            with contextlib.suppress(AVError):
+                found.append(Checkpoint(model.local_path(cache_dir=options.transformers_cache)))
+    return found
+
+
+def _suffices(
+    architecture: ModelArchitecture, config: PretrainedConfig, inputs: list[Checkpoint]
+) -> bool:
+    """Whether a merge by an architecture would have the tensors that all of its inputs have."""
+    there = set(inputs[0])
+    if any(set(checkpoint) != there for checkpoint in inputs):
+        return False
+    written = {
         weight.name
-        for weight in architecture.all_weights(config)
-        if not weight.optional or {weight.name, *(weight.aliases or ())} & set(base)
+        for weight in _described(architecture, config)
+        if not weight.optional or {weight.name, *(weight.aliases or ())} & there
     }
+    return written == there
+
+
+def _described(architecture: ModelArchitecture, config: PretrainedConfig) -> list[WeightInfo]:
+    """The weights of a definition; none of one that does not know this configuration."""
+    try:
+        return architecture.all_weights(config)
+    except (RuntimeError, AttributeError, TypeError):
+        return []
 
 
 def _made_of(
     base: Checkpoint, config: PretrainedConfig, known: ModelArchitecture | None
 ) -> ModelArchitecture:
     """An architecture with all tensors of a checkpoint, each in its layer."""
-    described = {w.name: w for w in known.all_weights(config)} if known else {}
+    described = {weight.name: weight for weight in _described(known, config)} if known else {}
     count = getattr(config.get_text_config(), "num_hidden_layers", None)
     loose: list[WeightInfo] = []
     layers: dict[str, dict[int, list[WeightInfo]]] = defaultdict(lambda: defaultdict(list))

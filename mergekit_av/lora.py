@@ -119,10 +119,11 @@ def export_lora(
         raise AVError(f"an adapter's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
     check_vacant(Path(out), overwrite, CONFIG)
     model = load_shape(vector.folder)
-    weights = _Deltas(vector, vector.layout(model))
+    layout = vector.layout(model)
+    weights = _Deltas(vector, layout)
     vector.check()
     vector.check_finite()
-    layers = linear_layers(model)
+    layers = carried_layers(model, layout)
     shapes = {layer: model.get_submodule(layer).weight.shape for layer in layers}
     largest = max(map(min, shapes.values()), default=0)
     if not 1 <= rank <= largest:
@@ -152,7 +153,8 @@ def export_lora(
         for _, factor in zip(writer.names(), factors(), strict=True):
             writer.write(factor.to("cpu", VECTOR_DTYPES[dtype]))
         left_out = _left_out(weights, model, {f"{layer}.weight" for layer in layers})
-        _write_config(folder, vector, rank, scale, sorted(losses), bool(transposed), base_id)
+        modules = _target_modules(model, layers)
+        _write_config(folder, vector, rank, scale, modules, bool(transposed), base_id)
         export = LoraExport(
             folder=Path(out),
             rank=rank,
@@ -167,14 +169,55 @@ def export_lora(
     return export
 
 
-def linear_layers(model: torch.nn.Module) -> list[str]:
-    """The names of the layers that an adapter carries: all linear ones but the output layer."""
+def carried_layers(model: torch.nn.Module, layout: Layout) -> list[str]:
+    """The names of the layers that an adapter carries: the linear ones that PEFT computes as such.
+
+    Not the output layer; not the projections in a state space whose kernels read the weight past the
+    layer; and not those that are called like an expert's, where transformers keeps the experts in one
+    tensor: PEFT would take them for these.
+    """
     output = model.get_output_embeddings()
+    experts = {
+        part.split(".")[-2]
+        for group in layout.groups
+        if group.converter is not None
+        for part in group.disk
+        if "." in part
+    }
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and module is not output
+        and _returns_product(module)
+        and name.rpartition(".")[2] not in experts
+        and not _in_state_space(model, name)
     ]
+
+
+def _returns_product(layer: torch.nn.Module) -> bool:
+    """Whether a layer returns nothing but a tensor; a router, which may be a linear layer, returns more."""
+    rows = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
+    try:
+        found = layer(torch.empty(1, 1, rows, dtype=layer.weight.dtype, device=layer.weight.device))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return isinstance(found, torch.Tensor)
+
+
+def _in_state_space(model: torch.nn.Module, layer: str) -> bool:
+    parent, _, own = layer.rpartition(".")
+    return own in ("dt_proj", "out_proj") and hasattr(model.get_submodule(parent), "A_log")
+
+
+def _target_modules(model: torch.nn.Module, layers: Sequence[str]) -> list[str]:
+    """The layers as PEFT is told of them: by their last names, or whole where others are called so."""
+    last = {layer.rpartition(".")[2] for layer in layers}
+    others = {name for name, _ in model.named_modules()} - set(layers)
+    shared = {name.rpartition(".")[2] for name in others} & last
+    return sorted({x for x in last if x not in shared} | {
+        layer for layer in layers if layer.rpartition(".")[2] in shared
+    })  # fmt: skip
 
 
 def _device(name: str | None) -> torch.device:

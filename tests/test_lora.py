@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mergekit_av import AlignmentVector, Knobs, export_lora, extract, load_domain, load_records
-from mergekit_av.checkpoint import SINGLE
+from mergekit_av.checkpoint import SINGLE, Checkpoint
 from mergekit_av.logprobs import mean_log_probs
-from mergekit_av.lora import CONFIG, WEIGHTS, linear_layers
-from mergekit_av.models import load_model, load_shape, load_tokenizer
+from mergekit_av.lora import CONFIG, WEIGHTS, carried_layers
+from mergekit_av.models import layout_of, load_model, load_shape, load_tokenizer
 
 IDS = torch.tensor([[5, 17, 301, 42, 7, 599, 23, 88]])
 FULL = 32
@@ -45,7 +45,9 @@ def at(model: torch.nn.Module, scale: float) -> torch.nn.Module:
 
 def linear_only(base: Path, folder: Path, dtype: str = "float32", seed: int = 1) -> AlignmentVector:
     """A vector that moves linear layers alone, so that an adapter can be all of it."""
-    carried = {f"{layer}.weight" for layer in linear_layers(load_shape(base))}
+    carried = {
+        f"{layer}.weight" for layer in carried_layers(load_shape(base), layout_of(Checkpoint(base)))
+    }
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: value.float()
@@ -95,7 +97,7 @@ def test_what_the_adapter_leaves_out_is_the_only_difference(tmp_path, architectu
     export = export_lora(vector, tmp_path / "lora", FULL, dtype="float32")
 
     model = load(base)
-    layers = linear_layers(model)
+    layers = carried_layers(model, layout_of(Checkpoint(base)))
     with torch.no_grad():
         for layer in layers:
             model.get_submodule(layer).weight += vector.checkpoint.read(f"{layer}.weight")
