@@ -28,8 +28,9 @@ from mergekit_av.chat import encode, ensure_chat_template
 from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
-from mergekit_av.extraction import extract
-from mergekit_av.files import check_vacant
+from mergekit_av.extraction import VECTOR, extract
+from mergekit_av.files import check_vacant, check_writable
+from mergekit_av.locks import locked
 from mergekit_av.logprobs import context_length
 from mergekit_av.models import load_model, load_tokenizer, refuse_vector, resolve
 from mergekit_av.records import Record, require_splits
@@ -102,6 +103,17 @@ class Job:
     def run(self) -> Run:
         return Run(Path(self.arguments.output_dir))
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run and the vector's folder, from before they are looked at to the end.
+
+        Raises:
+            AVError: another process has one of them.
+        """
+        check_writable(self.out)
+        with self.run.locked(), locked(self.out, "choose another folder with --out"):
+            yield
+
     @property
     def one_sided(self) -> bool:
         """Whether it is trained as the paper does, at λ = 1 alone."""
@@ -131,7 +143,10 @@ def check(job: Job) -> None:
     if job.done:
         return
     require_splits(job.records, *SPLITS, source=job.domain.name)
-    check_vacant(job.out, job.overwrite, METADATA)
+    out, run = job.out.resolve(), job.run.folder.resolve()
+    if out == run or out in run.parents:
+        raise AVError(f"the run would be in {job.out}: choose another --out, or --output_dir")
+    check_vacant(job.out, job.overwrite, VECTOR)
     job.run.check(job.resume, job.overwrite)
 
 
@@ -147,6 +162,12 @@ def train(job: Job) -> AlignmentVector | None:
         AVError: too few records, a base that does not load, an output that is in the way, a run
             that was started with other settings, a training that diverges or cannot go on.
     """
+    with contextlib.ExitStack() as held:
+        in_main_process(lambda: held.enter_context(job.locked()))
+        return _train(job)
+
+
+def _train(job: Job) -> AlignmentVector | None:
     main = PartialState().is_main_process
     done = job.done
     PartialState().wait_for_everyone()  # all have looked before one changes what they see

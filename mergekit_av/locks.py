@@ -1,0 +1,142 @@
+"""Locks on what a command writes over time, so that two processes never write to one place.
+
+A lock vanishes with its process, however that ends. Its file lies beside what is locked, which may
+itself be exchanged for another while the lock is held, and is removed at the end; where a killed
+process has left it behind it locks nothing.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import AVError
+
+LOCK = ".av.lock"
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+# What this process holds: place → [descriptor, how often].
+_held: dict[Path, list[int]] = {}
+
+
+@contextlib.contextmanager
+def locked(
+    path: str | os.PathLike, otherwise: str = "choose another place", wait: bool = False
+) -> Iterator[bool]:
+    """Hold the lock of a file or folder, which need not be there. A process may hold it again.
+
+    Args:
+        otherwise: what else to do where another process has it, for the message.
+        wait: for that process, instead of failing.
+
+    Yields:
+        Whether it is held: a file system may have no locks (some of clusters), and there everybody
+        goes on without.
+
+    Raises:
+        AVError: another process has it, or it cannot be made.
+    """
+    place = Path(path).resolve()
+    if place not in _held:
+        try:
+            descriptor = _acquire(place, wait)
+        except OSError as error:
+            raise AVError(f"could not write {path}: {error.strerror}") from error
+        if descriptor is None:
+            raise AVError(f"{path} is in use by another process: wait for it, or {otherwise}")
+        _held[place] = [descriptor, 0]
+    mine = _held[place]
+    mine[1] += 1
+    try:
+        yield mine[0] >= 0
+    finally:
+        mine[1] -= 1
+        # In a process that was forked meanwhile it is not there: the lock is its parent's.
+        if not mine[1] and _held.get(place) is mine:
+            del _held[place]
+            _release(mine[0], place)
+
+
+def try_lock(descriptor: int, wait: bool = False) -> bool | None:
+    """Lock an open file until it is closed.
+
+    Returns:
+        False where another has it; None where the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return None
+        raise
+    return True
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one that has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _files(place: Path) -> list[Path]:
+    """Where the lock may be: beside; or, where nobody may write there, inside."""
+    return [place.with_name(f".{place.name}{LOCK}"), place / LOCK]
+
+
+def _acquire(place: Path, wait: bool) -> int | None:
+    """The descriptor of the lock; None where another process has it, -1 where there are no locks."""
+    beside, inside = _files(place)
+    while True:
+        try:
+            file, descriptor = beside, _open(beside)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS) or not place.is_dir():
+                raise
+            file, descriptor = inside, _open(inside)
+        try:
+            got = try_lock(descriptor, wait)
+            if got is None:
+                file.unlink(missing_ok=True)
+                os.close(descriptor)
+                return -1
+            if got and is_at(descriptor, file):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if not got:
+            return None
+        # Whoever had it has just removed the file: another is the lock now.
+
+
+def _open(file: Path) -> int:
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+
+def _release(descriptor: int, place: Path) -> None:
+    if descriptor < 0:
+        return
+    # Removed while it is held: who opens the name later makes a new file.
+    for file in _files(place):
+        with contextlib.suppress(OSError):
+            if is_at(descriptor, file):
+                file.unlink()
+    os.close(descriptor)
+
+
+def _forget() -> None:
+    """A forked child holds nothing: it must neither keep a lock alive nor give it back."""
+    for descriptor, _ in _held.values():
+        if descriptor >= 0:
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
