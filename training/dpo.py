@@ -185,17 +185,22 @@ def _train(job: Job) -> AlignmentVector | None:
         PartialState().wait_for_everyone()
     if not main:
         return None
-    vector = extract(
-        base,
-        job.run.aligned,
-        job.out,
-        name=job.domain.name,
-        dtype=job.dtype,
-        levels=list(job.domain.levels),
-        training=job.run.history(),
-        base_id=job.base,
-        overwrite=job.overwrite,
-    )
+    try:
+        vector = extract(
+            base,
+            job.run.aligned,
+            job.out,
+            name=job.domain.name,
+            dtype=job.dtype,
+            levels=list(job.domain.levels),
+            training=job.run.history(),
+            base_id=job.base,
+            overwrite=job.overwrite,
+        )
+    except AVError as error:
+        raise AVError(
+            f"{error}. The trained model is kept in {job.run.aligned}: --resume goes on from there"
+        ) from error
     job.run.close(job.keep_aligned)
     return vector
 
