@@ -142,10 +142,11 @@ def av_search(
     from mergekit_av.models import default_device, own_dtype, resolve
 
     from .evaluator import Evaluator, Identity
+    from .markdown import check_report
     from .measurer import Setup
     from .recipe_of import Ingredients
     from .search import Records, Search
-    from .search_report import SearchReport, wanted_levels
+    from .search_report import HEADING, SearchReport, wanted_levels
     from .store import EVALUATIONS, Store
     from .tasks import make_task
 
@@ -160,6 +161,7 @@ def av_search(
     )  # fmt: skip
     weights = Checkpoint(Path(setup.base))
     runs = runs or (out if every else RUNS)
+    check_report(runs / f"{_name(out, every)}.md", HEADING)
     # To the end: another search would write the same files.
     with (
         _engine(setup, workers) as (engine, model, tokenizer),
@@ -238,11 +240,16 @@ def av_search(
         )
 
 
+def _name(out: Path, every: bool) -> str:
+    """Of the report's files."""
+    return "combinations" if every else out.stem
+
+
 def _write(
     report: "SearchReport", runs: Path, out: Path, every: bool, overwrite: bool, err: bool = False
 ) -> None:
     """Everything to its files, and a summary to stdout; with `err` to stderr."""
-    name = "combinations" if every else out.stem
+    name = _name(out, every)
     report.write(runs, name)
     if every:
         for found in report.outcomes:

@@ -95,11 +95,13 @@ def av_sweep(
     from mergekit_av.models import resolve
 
     from .evaluator import Evaluator, Identity
+    from .markdown import check_report
     from .measurer import Setup
-    from .report import Report
+    from .report import HEADING, REPORT, Report
     from .store import EVALUATIONS, Store
     from .tasks import make_task
 
+    check_report(out / REPORT, HEADING)
     source = base_or_default(base)
     identity = fingerprint(Checkpoint(resolve(source)))
     if write_card:
@@ -164,7 +166,7 @@ def av_sweep(
         if write_card:
             _write_card(vectors[plan.vector], plan, done, report.source, out)
     click.echo(
-        f"Report: {out / 'report.md'}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
+        f"Report: {out / REPORT}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
     )
 
 
