@@ -113,7 +113,9 @@ def given() -> list[str]:
 
 
 overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace the output if it is there; kept until all is done."
+    "--overwrite",
+    is_flag=True,
+    help="Replace the output if it is there and ours; kept until all is done.",
 )
 
 
