@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from .errors import AVError
-from .files import check_writable, whole_folder
+from .files import whole_folder
 from .locks import locked
 
 DEFAULT_BASE = Path("models/SmolLM2-135M-Instruct")
@@ -41,7 +41,6 @@ def fetch_default_base(folder: Path = DEFAULT_BASE) -> Path:
 
     if folder.is_dir():
         return folder
-    check_writable(folder)
     # Of two that want it, the second waits for the first, and then finds it there.
     with locked(folder, wait=True), tempfile.TemporaryDirectory() as scratch:
         if not folder.is_dir():

@@ -130,7 +130,6 @@ def whole_folder(path: Path, overwrite: bool = False, kind: Kind | None = None) 
     another name.
     """
     path = Path(path).absolute()
-    check_writable(path)
     with _as_av_error(path), locked(path, "choose another folder") as held:
         check_vacant(path, overwrite, kind)
         if held:

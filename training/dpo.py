@@ -29,7 +29,7 @@ from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 from mergekit_av.extraction import VECTOR, extract
-from mergekit_av.files import check_vacant, check_writable
+from mergekit_av.files import check_vacant
 from mergekit_av.locks import locked
 from mergekit_av.logprobs import context_length
 from mergekit_av.models import load_model, load_tokenizer, refuse_vector, resolve
@@ -110,7 +110,6 @@ class Job:
         Raises:
             AVError: another process has one of them.
         """
-        check_writable(self.out)
         with self.run.locked(), locked(self.out, "choose another folder with --out"):
             yield
 
@@ -143,10 +142,10 @@ def check(job: Job) -> None:
     if job.done:
         return
     require_splits(job.records, *SPLITS, source=job.domain.name)
+    check_vacant(job.out, job.overwrite, VECTOR)
     out, run = job.out.resolve(), job.run.folder.resolve()
     if out == run or out in run.parents:
         raise AVError(f"the run would be in {job.out}: choose another --out, or --output_dir")
-    check_vacant(job.out, job.overwrite, VECTOR)
     job.run.check(job.resume, job.overwrite)
 
 

@@ -106,7 +106,6 @@ class Run:
         Raises:
             AVError: another process has it.
         """
-        check_writable(self.folder)
         return locked(self.folder, "choose another place for the run with --output_dir")
 
     def check(self, resume: bool, overwrite: bool) -> None:

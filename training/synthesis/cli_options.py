@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_av.cli_completions import ClientOptions, completion_options
-from mergekit_av.files import check_writable
 from mergekit_av.locks import locked
 
 if TYPE_CHECKING:
@@ -104,7 +103,6 @@ def hold(path: Path) -> None:
     Raises:
         AVError: another process is at it.
     """
-    check_writable(path)
     click.get_current_context().with_resource(locked(path, "choose another folder"))
 
 
