@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import AVError
-from .locks import LOCK, is_at, locked, try_lock
+from .locks import LOCK, is_at, keep_folders, locked, try_lock
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -141,6 +141,7 @@ def whole_folder(path: Path, overwrite: bool = False, kind: Kind | None = None) 
             for file in [*temporary.rglob("*"), temporary]:
                 _fsync(file)
             _settle(temporary, path, overwrite, kind)
+            keep_folders(path)
             _fsync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -82,6 +82,12 @@ def locked(
             _release(mine, place)
 
 
+def keep_folders(path: str | os.PathLike) -> None:
+    """Let the folders stay that were made for a lock of this process: something has come of it."""
+    if held := _held.get(Path(path).resolve()):
+        held.made.clear()
+
+
 def try_lock(descriptor: int, wait: bool = False) -> bool | None:
     """Lock an open file until it is closed.
 

@@ -108,10 +108,18 @@ class Job:
         """Hold the run and the vector's folder, from before they are looked at to the end.
 
         Raises:
-            AVError: another process has one of them.
+            AVError: another process has one of them, or they are one.
         """
+        if not self.out.exists():
+            self.keep_apart()
         with self.run.locked(), locked(self.out, "choose another folder with --out"):
             yield
+
+    def keep_apart(self) -> None:
+        """Raise AVError where the run would be in the vector's folder, which is to be replaced."""
+        out, run = self.out.resolve(), self.run.folder.resolve()
+        if out == run or out in run.parents:
+            raise AVError(f"the run would be in {self.out}: choose another --out, or --output_dir")
 
     @property
     def one_sided(self) -> bool:
@@ -143,9 +151,7 @@ def check(job: Job) -> None:
         return
     require_splits(job.records, *SPLITS, source=job.domain.name)
     check_vacant(job.out, job.overwrite, VECTOR)
-    out, run = job.out.resolve(), job.run.folder.resolve()
-    if out == run or out in run.parents:
-        raise AVError(f"the run would be in {job.out}: choose another --out, or --output_dir")
+    job.keep_apart()
     job.run.check(job.resume, job.overwrite)
 
 
