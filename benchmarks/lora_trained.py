@@ -2,7 +2,7 @@
 
 What av-train does in full, with the paper's setting, done with a hundredth of the weights:
 
-    python benchmarks/lora_trained.py --domain medical --rank 32 --out runs/lora/medical
+    python benchmarks/lora_trained.py --domain medical --rank 32 --out trials/lora/medical
 """
 
 import tempfile

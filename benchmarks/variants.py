@@ -60,7 +60,7 @@ WHOLE = [
               help="How they are answered, as in av-sweep.")  # fmt: skip
 @click.option("--max-records", type=int)
 @click.option("--base", help="By default the default base.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/variants"),
+@click.option("--out", type=click.Path(path_type=Path), default=Path("trials/variants"),
               show_default=True)  # fmt: skip
 @click.option("--table-only", is_flag=True, help="Of what is there; train and sweep nothing.")
 def main(

@@ -135,7 +135,7 @@ def row(name: str, norm: float, point: Point, plain: list[Point]) -> str:
 @click.option("--records", default=8, help="Validation records scored.")
 @click.option("--generate", default=6, help="Of them answered by the model itself.")
 @click.option("--max-new-tokens", default=60)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/vector_side"))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("trials/vector_side"))
 def main(av, others, base, lambdas, only, records, generate, max_new_tokens, out):
     """Print a Markdown table: variant, its norm, λ, accuracies, margins, damage, plain's damage.
 

@@ -9,7 +9,7 @@ import click
 
 from mergekit_av.cli import command
 from mergekit_av.domains import built_in_domains, load_domain
-from mergekit_av.files import write_whole
+from mergekit_av.files import check_file, write_whole
 
 from .cli_decoding import decoding_options
 from .cli_judge import judge_options
@@ -66,6 +66,8 @@ def av_eval(model, domains, data, split, dtype, device, answers, decoding, judgi
     from .judged import judged_table
     from .judging import judge_model
 
+    if json_file:
+        check_file(json_file)
     records = [load_records(domain, data) for domain in chosen]
     for domain, some in zip(chosen, records, strict=True):
         require_splits(some, split, source=domain.name)

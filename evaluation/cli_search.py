@@ -14,7 +14,8 @@ import click
 from mergekit_av.cli import command
 from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
-from mergekit_av.files import check_writable, write_whole
+from mergekit_av.files import check_file, check_writable, write_whole
+from mergekit_av.locks import locked
 
 from .inputs import load_all_records, load_domains, machine, open_vectors, tokenizer_of, versions
 from .options import answer_options, model_options, record_options, vector_options
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from .measurer import Setup
     from .search_report import SearchReport
 
-RUNS, USUAL_RANGE = Path("runs/search"), "-2:2"
+RUNS, USUAL_RANGE = Path("searches"), "-2:2"
+# With --all the folder of the recipes, in OUT.
+RECIPES = "recipes"
 # More settings than this are asked about first.
 MANY = 500
 
@@ -107,9 +110,10 @@ def av_search(
     goal, scored = _wanted(wants, every, domains, vectors)
     if not every and out.suffix not in (".yml", ".yaml"):
         raise click.UsageError(f"--out must be a recipe, such as {out}.yml")
-    if not every and out.exists() and not overwrite:
-        raise AVError(f"{out} exists: choose another name or pass --overwrite")
-    check_writable(out)
+    if every:
+        check_writable(out)
+    else:
+        check_file(out, overwrite)
     records = load_all_records(scored, data)
     wanted = [domain for domain in scored if every or domain.name in goal]
     for domain in wanted:
@@ -138,10 +142,11 @@ def av_search(
     from mergekit_av.models import default_device, own_dtype, resolve
 
     from .evaluator import Evaluator, Identity
+    from .markdown import check_report
     from .measurer import Setup
     from .recipe_of import Ingredients
     from .search import Records, Search
-    from .search_report import SearchReport, wanted_levels
+    from .search_report import HEADING, SearchReport, wanted_levels
     from .store import EVALUATIONS, Store
     from .tasks import make_task
 
@@ -156,7 +161,13 @@ def av_search(
     )  # fmt: skip
     weights = Checkpoint(Path(setup.base))
     runs = runs or (out if every else RUNS)
-    with _engine(setup, workers) as (engine, model, tokenizer), Store(runs / EVALUATIONS) as store:
+    check_report(runs / f"{_name(out, every)}.md", HEADING)
+    # To the end: another search would write the same files.
+    with (
+        _engine(setup, workers) as (engine, model, tokenizer),
+        Store(runs / EVALUATIONS) as store,
+        locked(out / RECIPES) if every else contextlib.nullcontext(),
+    ):
         identity = Identity.of(fingerprint(weights), loaded, rounding, seed, model.dtype)
         evaluator = Evaluator(engine, identity, store)
 
@@ -220,27 +231,34 @@ def av_search(
             if isinstance(error, KeyboardInterrupt) and search.settings:
                 report.interrupted = True
                 report.conclude(goals)
-                _write(report, runs, out, every, err=True)
+                _write(report, runs, out, every, overwrite, err=True)
             raise
-    _write(report, runs, out, every)
+        _write(report, runs, out, every, overwrite)
     if not every and not report.outcomes[0].met:
         raise AVError(
             f"no setting tried brings out {wanted_levels(report.outcomes[0])}: {out} is the nearest"
         )
 
 
-def _write(report: "SearchReport", runs: Path, out: Path, every: bool, err: bool = False) -> None:
+def _name(out: Path, every: bool) -> str:
+    """Of the report's files."""
+    return "combinations" if every else out.stem
+
+
+def _write(
+    report: "SearchReport", runs: Path, out: Path, every: bool, overwrite: bool, err: bool = False
+) -> None:
     """Everything to its files, and a summary to stdout; with `err` to stderr."""
-    name = "combinations" if every else out.stem
+    name = _name(out, every)
     report.write(runs, name)
     if every:
         for found in report.outcomes:
             if found.met:
                 file = "_".join(f"{domain}-{level}" for domain, level in found.goal.items())
-                write_whole(out / "recipes" / f"{file}.yml", report.recipe(found))
+                write_whole(out / RECIPES / f"{file}.yml", report.recipe(found))
     else:
-        write_whole(out, report.recipe(report.outcomes[0]))
-    where = f"Recipes: {out / 'recipes'}" if every else f"Recipe: {out}"
+        write_whole(out, report.recipe(report.outcomes[0]), overwrite)
+    where = f"Recipes: {out / RECIPES}" if every else f"Recipe: {out}"
     click.echo(f"{report.summary()}\n{where}   Report: {runs / name}.md", err=err)
 
 

@@ -15,6 +15,7 @@ from mergekit_av.cli import command
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 from mergekit_av.files import write_whole
+from mergekit_av.locks import locked
 
 from .inputs import load_all_records, load_domains, machine, open_vectors, tokenizer_of, versions
 from .options import answer_options, model_options, record_options, vector_options
@@ -94,11 +95,13 @@ def av_sweep(
     from mergekit_av.models import resolve
 
     from .evaluator import Evaluator, Identity
+    from .markdown import check_report
     from .measurer import Setup
-    from .report import Report
+    from .report import HEADING, REPORT, Report
     from .store import EVALUATIONS, Store
     from .tasks import make_task
 
+    check_report(out / REPORT, HEADING)
     source = base_or_default(base)
     identity = fingerprint(Checkpoint(resolve(source)))
     if write_card:
@@ -144,22 +147,26 @@ def av_sweep(
         },
         scored,
     )
-    with Store(out / EVALUATIONS) as store:
-        evaluator = Evaluator(
-            measurer, Identity.of(identity, vectors, rounding, seed, model.dtype), store
-        )
-        try:
-            _measure(report, evaluator, plans, values, decoding, prompting)
-        except (KeyboardInterrupt, AVError):
-            _keep(report, out, len(values) * len(plans))
-            raise
+    # To the end: another sweep would write the same report, and a training other vectors.
+    hold = click.get_current_context().with_resource
+    store = hold(Store(out / EVALUATIONS))
+    for vector in vectors.values() if write_card else ():
+        hold(locked(vector.folder))
+    evaluator = Evaluator(
+        measurer, Identity.of(identity, vectors, rounding, seed, model.dtype), store
+    )
+    try:
+        _measure(report, evaluator, plans, values, decoding, prompting)
+    except (KeyboardInterrupt, AVError):
+        _keep(report, out, len(values) * len(plans))
+        raise
     report.write(out)
     for done, plan in zip(report.sweeps, plans, strict=True):
         click.echo(summary(done))
         if write_card:
             _write_card(vectors[plan.vector], plan, done, report.source, out)
     click.echo(
-        f"Report: {out / 'report.md'}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
+        f"Report: {out / REPORT}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
     )
 
 
@@ -279,8 +286,14 @@ def _write_card(
         "lambdas": [point.lambdas[sweep.vector] for point in sweep.points],
         "versions": source["versions"],
     }
+    # What is there now: hours ago it may have been another, or have had another card.
+    found = type(vector).open(vector.folder)
+    if found.metadata.fingerprint != vector.metadata.fingerprint:
+        raise AVError(
+            f"{vector.folder} is not the vector any more that was measured: its card stays as it is"
+        )
     write_whole(vector.folder / FIGURE, (out / FIGURE).read_bytes())
-    vector.write_calibration(for_card(sweep.calibration, sweep.usable_range, about))
+    found.write_calibration(for_card(sweep.calibration, sweep.usable_range, about))
     click.echo(f"  written to {vector.folder}")
 
 

@@ -1,11 +1,25 @@
 """Results and facts as Markdown."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mergekit_av import markdown
+from mergekit_av.errors import AVError
 
 from .accuracy import Result
+
+
+def check_report(file: Path, heading: str) -> None:
+    """Raise AVError, before anything is measured, where a report would replace what is none."""
+    try:
+        if file.read_text("utf-8", errors="replace").startswith(heading + "\n"):
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise AVError(f"cannot read {file}: {error.strerror}") from error
+    raise AVError(f"{file} is somebody's own, and a report would be there: choose another folder")
 
 
 def facts(source: Mapping[str, Any]) -> str:

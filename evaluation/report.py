@@ -23,6 +23,8 @@ from .plot import plot_sweep
 from .prompting import Cost
 from .sweep import Point
 
+REPORT, HEADING = "report.md", "# λ sweep"
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -91,7 +93,7 @@ class Report:
         write_whole(folder / "sweep.json", json.dumps(self._json(), indent=2, allow_nan=False))
         for suffix in ("png", "svg"):
             plot_sweep(self.sweeps, self.domains, folder / f"sweep.{suffix}")
-        write_whole(folder / "report.md", self._markdown())
+        write_whole(folder / REPORT, self._markdown())
 
     def _csv(self) -> str:
         lines = io.StringIO()
@@ -153,7 +155,7 @@ class Report:
         }
 
     def _markdown(self) -> str:
-        parts = ["# λ sweep", facts(self.source), "![Preference accuracy against λ](sweep.png)"]
+        parts = [HEADING, facts(self.source), "![Preference accuracy against λ](sweep.png)"]
         for sweep in self.sweeps:
             parts += [f"## {sweep.vector}", *self._one(sweep)]
         return "\n\n".join(parts) + "\n"

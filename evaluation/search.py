@@ -72,8 +72,13 @@ class Search:
     def run(self) -> None:
         with tqdm(total=self.budget, desc="Searching", unit="setting") as bar:
             while points := self._next():
-                self._measure(points, bar)
-                self.settings += [self._setting(point) for point in points]
+                try:
+                    self._measure(points, bar)
+                finally:
+                    # Interrupted, whatever is measured whole counts: a grid is a single batch.
+                    for point in points:
+                        if self._is_whole(point):
+                            self.settings.append(self._setting(point))
                 bar.set_postfix_str(self._standing())
 
     def seen(self) -> Landscape:
@@ -91,19 +96,32 @@ class Search:
         return self.strategy.next(self.settings)[:left] if left else []
 
     def _measure(self, points: Sequence[Point], bar: tqdm) -> None:
+        # The base first, which the guard compares everything with.
+        ordered = sorted(points, key=any)
         missing = {
             point: [job for job in self._jobs(point) if not self.evaluator.holds(job)]
-            for point in points
+            for point in ordered
         }
+        base = [] if not all(map(any, ordered)) else self._base()
         kept = sum(not jobs for jobs in missing.values())
         # What was kept takes no time: the time that is left is that of the others.
         bar.initial += kept
         bar.update(kept)
+        for _ in self.evaluator.measure(base):
+            pass
         left = {point: len(jobs) for point, jobs in missing.items()}
         for job in self.evaluator.measure([job for jobs in missing.values() for job in jobs]):
             point = tuple(job.lambdas.values())
             left[point] -= 1
             bar.update(left[point] == 0)
+
+    def _is_whole(self, point: Point) -> bool:
+        """Whether all that is to be known of a setting is in the store."""
+        return all(map(self.evaluator.holds, [*self._jobs(point), *self._base()]))
+
+    def _base(self) -> list[Job]:
+        """What the guard compares with; nothing without a guard."""
+        return self.records.jobs({}) if self.records.written else []
 
     def _setting(self, point: Point) -> Setting:
         lambdas = self.question.setting(point)

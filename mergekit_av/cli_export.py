@@ -10,7 +10,7 @@ import click
 
 from .cli import command, overwrite_option
 from .columns import aligned
-from .files import check_writable, write_whole
+from .files import check_file, write_whole
 
 if TYPE_CHECKING:
     from .lora import LoraExport
@@ -40,7 +40,7 @@ def av_export(av, lora, rank, scale, dtype, base, device, out, json_file, overwr
     from .vector import AlignmentVector
 
     if json_file:
-        check_writable(json_file)
+        check_file(json_file)
     export = export_lora(
         AlignmentVector.open(av),
         out,

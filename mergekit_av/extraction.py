@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,9 +18,10 @@ from tqdm import tqdm
 
 from .adapter import is_adapter, merged
 from .arithmetic import all_finite
-from .card import vector_card
+from .card import FIGURE, vector_card
 from .card_parts import Kept
 from .checkpoint import (
+    INDEX,
     Checkpoint,
     CheckpointWriter,
     Digest,
@@ -27,11 +29,24 @@ from .checkpoint import (
 )
 from .counterparts import Counterparts
 from .errors import AVError
-from .files import check_vacant, whole_folder
+from .files import Kind, check_vacant, entries, whole_folder
 from .license import license_of
 from .models import read_json, refuse_codes, refuse_vector, resolve, revision_of
 from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
 
+CARD = "README.md"
+# The tensors' files, and what stands beside them, with the figure of `av-sweep --write-card`.
+OF_VECTOR = re.compile(
+    rf"model(-\d+-of-\d+)?\.safetensors|{re.escape(INDEX)}|{re.escape(METADATA)}|config\.json"
+    rf"|{CARD}|{re.escape(FIGURE)}"
+)
+VECTOR = Kind(
+    "an alignment vector",
+    known=lambda folder: (folder / METADATA).is_file(),
+    foreign=lambda folder: [
+        path for path in entries(folder) if not (OF_VECTOR.fullmatch(path.name) and path.is_file())
+    ],
+)
 VECTOR_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PACKAGES = ("mergekit-av", "mergekit", "torch", "transformers", "trl")
 
@@ -63,7 +78,8 @@ def extract(
         levels: of the dimension, best first.
         training: how the aligned model came about, kept in the metadata.
         base_id: what to call the base in the metadata; by default `base` as given.
-        overwrite: replace an alignment vector that is already there.
+        overwrite: replace an alignment vector that is already there; the owner's words on its card,
+            and its license, are kept.
 
     Returns:
         The vector, opened.
@@ -76,7 +92,7 @@ def extract(
     refuse_vector(base_folder)
     refuse_vector(aligned_folder)
     if is_adapter(aligned_folder):
-        check_vacant(Path(out), overwrite, METADATA)
+        check_vacant(Path(out), overwrite, VECTOR)
         with merged(base_folder, aligned_folder, Path(out)) as whole:
             return extract(
                 base_folder,
@@ -174,7 +190,7 @@ def write_vector(
         raise AVError(f"{config.parent} has no config.json")
     stored = VECTOR_DTYPES[dtype]
     summaries: dict[str, _Summary] = {}
-    with whole_folder(Path(out), overwrite=overwrite, marker=METADATA) as folder:
+    with whole_folder(Path(out), overwrite, VECTOR) as folder:
         writer = CheckpointWriter(folder, {n: (shape, stored) for n, shape in shapes.items()})
         bar = tqdm(total=sum(map(math.prod, shapes.values())), unit="w", unit_scale=True)
         with bar:
@@ -198,9 +214,10 @@ def write_vector(
             created_with={package: _version(package) for package in PACKAGES},
         )
         _copy_config(config, folder / "config.json")
-        kept = Kept(license_of(metadata.base, config.parent))
+        # What the owner wrote on the card of a vector that is replaced holds for the new one.
+        kept = Kept.at(Path(out) / CARD).or_else(Kept(license_of(metadata.base, config.parent)))
         (folder / METADATA).write_text(metadata.to_json(), "utf-8")
-        (folder / "README.md").write_text(vector_card(metadata, kept=kept), "utf-8")
+        (folder / CARD).write_text(vector_card(metadata, kept=kept), "utf-8")
     return AlignmentVector.open(out)
 
 

@@ -1,6 +1,5 @@
 """A file that grows by lines of JSON: each is on disk when it is added, none is ever half there."""
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AVError
+from .locks import try_lock
 
 
 class Journal:
@@ -32,17 +32,15 @@ class Journal:
         except OSError as error:
             raise AVError(f"cannot write {self.file}: {error.strerror}") from error
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(self._stream.fileno()) is False:
+                raise AVError(
+                    f"{self.file} is in use by another process: wait for it, or choose another folder"
+                )
             self._stream.seek(0)
             content = self._stream.read()
             self.entries, whole = _parse(self.file, content)
             if whole < len(content):
                 self._stream.truncate(whole)
-        except BlockingIOError:
-            self._stream.close()
-            raise AVError(
-                f"{self.file} is in use by another process: wait for it, or choose another folder"
-            ) from None
         except BaseException:
             self._stream.close()
             raise

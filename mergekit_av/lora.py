@@ -17,20 +17,31 @@ import torch
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from .card_parts import Kept, with_kept
 from .checkpoint import CheckpointWriter, blocks_of
 from .errors import AVError, first_line
 from .extraction import VECTOR_DTYPES
-from .files import check_vacant, whole_folder
+from .files import Kind, check_vacant, entries, whole_folder
 from .layout import Layout
 from .license import license_of
-from .lora_card import lora_card
+from .lora_card import is_of_vector, lora_card
 from .low_rank import low_rank
 from .models import default_device, load_shape
 
 if TYPE_CHECKING:
     from .vector import AlignmentVector
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+# PEFT writes adapters of the same three files: only the card tells ours.
+ADAPTER = Kind(
+    "an adapter of av-export",
+    known=lambda folder: (folder / CONFIG).is_file() and is_of_vector(folder / CARD),
+    foreign=lambda folder: [
+        path
+        for path in entries(folder)
+        if not (path.name in (CONFIG, WEIGHTS, CARD) and path.is_file())
+    ],
+)
 # For which the loss is told whatever the adapter's own rank is.
 RANKS = (4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -117,7 +128,7 @@ def export_lora(
         raise AVError(f"an adapter's λ is finite and not 0, which would be the base: not {scale}")
     if dtype not in VECTOR_DTYPES:
         raise AVError(f"an adapter's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
-    check_vacant(Path(out), overwrite, CONFIG)
+    check_vacant(Path(out), overwrite, ADAPTER)
     model = load_shape(vector.folder)
     layout = vector.layout(model)
     weights = _Deltas(vector, layout)
@@ -136,7 +147,7 @@ def export_lora(
     transposed = {layer for layer in layers if isinstance(model.get_submodule(layer), Conv1D)}
     device = _device(device)
 
-    with whole_folder(Path(out), overwrite=overwrite, marker=CONFIG) as folder:
+    with whole_folder(Path(out), overwrite, ADAPTER) as folder:
         # Name of a layer, without its place in the model → the energies of each such matrix.
         losses: dict[str, list[torch.Tensor]] = defaultdict(list)
 
@@ -165,7 +176,9 @@ def export_lora(
             kept_at=_kept_at(losses, left_out, [r for r in RANKS if r < largest] + [largest]),
         )
         card = lora_card(vector.metadata, export, license_of(vector.metadata.base), base_id)
-        (folder / "README.md").write_text(card, "utf-8")
+        if (Path(out) / CARD).is_file():
+            card = with_kept(card, Kept.at(Path(out) / CARD))
+        (folder / CARD).write_text(card, "utf-8")
     return export
 
 

@@ -1,11 +1,14 @@
 """The model card (README.md) of a LoRA adapter that was made of an alignment vector."""
 
+import contextlib
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCardData
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from .base import DEFAULT_BASE, FINGERPRINT
 from .card import PAPER, PROJECT, TAGS, about_base, base_on_hub
@@ -52,6 +55,14 @@ def lora_card(
         "## What it is\n\n" + _what(metadata, export),
     ]
     return assemble(front, parts, Kept(license))
+
+
+def is_of_vector(card: Path) -> bool:
+    """Whether a file is the card of an adapter that was made of an alignment vector."""
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
+        tags = ModelCard(card.read_text("utf-8"), ignore_metadata_errors=True).data.tags
+        return {"lora", *TAGS} <= set(tags or [])
+    return False
 
 
 def _use(metadata: "Metadata", export: "LoraExport", base_id: str | None) -> list[str]:

@@ -301,3 +301,15 @@ def test_a_library_that_is_not_installed_is_named_before_anything_is_paid(
         told = refused(*arguments)
         assert told == "Error: cleaning needs lingua: pip install 'mergekit-av[synth]'"
     assert not chat.requests and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "README.md"])
+def test_what_somebody_wrote_by_hand_is_not_written_over(made, name):
+    file = made / name
+    file.write_text("by hand")
+    before = {path: path.read_bytes() for path in made.iterdir() if path.is_file()}
+    assert f"{name} was not written by av-synth: move it away" in refused("clean", made)
+    assert before == {path: path.read_bytes() for path in made.iterdir() if path.is_file()}
+    file.unlink()
+    clean(made)
+    clean(made)  # what it wrote itself it writes again

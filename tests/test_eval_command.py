@@ -87,6 +87,19 @@ def test_by_default_all_domains_with_built_in_records_are_scored(base, tmp_path)
     assert shares == pytest.approx(wins.tolist())
 
 
+def test_the_report_goes_to_what_is_no_file(base, tmp_path, few):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [COMMAND, base, *few, "--json", pipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    report = json.loads(pipe.read_text("utf-8"))
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert list(report["domains"][0]["scores"]) == ["a", "b", "c"] and b"medical (3)" in out
+    assert pipe.is_fifo() and not list(tmp_path.glob(".*"))
+
+
 def test_the_installed_command_keeps_its_streams_apart(base, tmp_path, few):
     done = subprocess.run(
         [COMMAND, base, *few, "--json", "report.json"], cwd=tmp_path, capture_output=True, text=True

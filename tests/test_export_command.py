@@ -1,17 +1,21 @@
 """av-export as a user meets it: what it prints, what it writes, how it fails."""
 
 import json
+import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from conftest import make_model
 from damage import DAMAGES, edit_json, truncate
+from meddling import meddle, put_thesis
 from processes import finish, start
 
 from mergekit_av import AlignmentVector, export_lora
+from mergekit_av.card_parts import BEGIN, Kept
 from mergekit_av.cli_export import av_export
 from mergekit_av.cli_push import av_push
 from mergekit_av.lora import CONFIG, WEIGHTS
@@ -178,6 +182,85 @@ def test_what_is_in_the_way_stays(vectors, tmp_path):
     line = refused(*arguments[:-1], foreign, "--overwrite")
     assert "--overwrite replaces only what we wrote" in line
     assert [file.name for file in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_an_adapter_that_somebody_trained_stays(vectors, tmp_path):
+    """PEFT writes the same files."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AlignmentVector.open(vectors["legal"]).metadata.base.id
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2))
+    model.save_pretrained(tmp_path / "lora")
+    (tmp_path / "lora/checkpoint-5").mkdir()
+    (tmp_path / "lora/checkpoint-5/optimizer.pt").write_text("hours")
+    files = sorted(tmp_path.rglob("*"))
+    line = refused(
+        vectors["legal"], "--lora", "--rank", 4, "--out", tmp_path / "lora", "--overwrite"
+    )
+    assert "lora is not an adapter of av-export: --overwrite replaces only what we wrote" in line
+    shutil.rmtree(tmp_path / "lora/checkpoint-5")
+    assert line == refused(
+        vectors["legal"], "--lora", "--rank", 4, "--out", tmp_path / "lora", "--overwrite"
+    )
+    assert sorted(tmp_path.rglob("*")) == [file for file in files if "checkpoint" not in str(file)]
+
+
+def test_overwriting_keeps_the_owners_words_and_nothing_that_is_not_of_the_adapter(
+    vectors, tmp_path
+):
+    arguments = [vectors["legal"], "--lora", "--rank", 4, "--out", tmp_path / "lora"]
+    assert run(*arguments).exit_code == 0
+    card = tmp_path / "lora/README.md"
+    text = card.read_text("utf-8").replace("---\n", "---\nlicense: cc-by-4.0\n", 1)
+    card.write_text(text.replace(BEGIN, f"{BEGIN}\nAsk Ada."), "utf-8")
+    assert run(*arguments, "--overwrite", "--lambda", 2).exit_code == 0
+    assert Kept.of(card.read_text("utf-8")) == Kept({"license": "cc-by-4.0"}, "Ask Ada.")
+    (tmp_path / "lora/av.gguf").write_text("converted")
+    line = refused(*arguments, "--overwrite")
+    assert "lora holds av.gguf, which is not of an adapter of av-export" in line
+    assert json.loads((tmp_path / "lora" / CONFIG).read_text())["lora_alpha"] == 8
+
+
+def export(*arguments: str) -> None:
+    av_export(list(arguments))
+
+
+def export_meddled(*arguments: str) -> None:
+    meddle(r"/README\.md$", lambda: put_thesis(Path("lora")))
+    av_export(list(arguments))
+
+
+def test_a_folder_that_came_meanwhile_stays_and_the_adapter_is_kept(vectors, tmp_path):
+    arguments = [str(vectors["legal"]), "--lora", "--rank", "4", "--out", "lora", "--json", "j"]
+    ended = finish(start(export_meddled, tmp_path, *arguments))
+    assert ended.code == 1 and ended.out == ""
+    assert ended.error.endswith(f"is whole, and is kept in {tmp_path / 'lora.new'}")
+    assert [path.name for path in (tmp_path / "lora").iterdir()] == ["thesis.tex"]
+    assert json.loads((tmp_path / "lora.new" / CONFIG).read_text())["r"] == 4
+    assert not (tmp_path / "j").exists()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a pipe", "standard output"])
+def test_the_table_goes_to_what_is_no_file(vectors, tmp_path, kind):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    to = {"a pipe": pipe, "a link to a pipe": tmp_path / "link"}.get(kind, "/dev/stdout")
+    arguments = [str(vectors["legal"]), "--lora", "--rank", "4", "--out", "lora", "--json", str(to)]
+    process = start(export, tmp_path, *arguments)
+    text = "" if kind == "standard output" else pipe.read_text("utf-8")
+    ended = finish(process)
+    assert ended.code == 0, ended.err
+    text = text or ended.out[ended.out.index("{") :]
+    assert json.loads(text)["rank"] == 4 and "LoRA adapter of rank 4" in ended.out
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and (tmp_path / "link").is_symlink()
+
+
+def test_a_place_where_no_table_can_be_is_said_before_the_work(vectors, tmp_path):
+    arguments = [vectors["legal"], "--lora", "--rank", 4, "--out", tmp_path / "lora"]
+    assert "is a folder: name a file" in refused(*arguments, "--json", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_av_push_says_how_to_push_an_adapter(vectors, tmp_path):

@@ -10,12 +10,15 @@ import torch
 from click.testing import CliRunner
 from conftest import ARCHITECTURES, make_model, perturb
 from damage import DAMAGES, edit_tensors, flip_bit, split, truncate
+from meddling import meddle, put_thesis
 from merging import make_recipe, merge
+from processes import finish, start
 from safetensors.torch import load_file
 from test_files import KILL_AT_EVERY_STEP, run_python
 from transformers import AutoModelForCausalLM
 
 from mergekit_av import AlignmentVector, AVError, checkpoint, extract
+from mergekit_av.card_parts import BEGIN, END, Kept
 from mergekit_av.checkpoint import SINGLE, Checkpoint, fingerprint
 from mergekit_av.cli import av_check, av_extract
 
@@ -401,3 +404,49 @@ def test_av_check_is_an_installed_command(vectors, tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
+
+
+# What is at the output's place
+
+
+def extract_meddled(*arguments: str) -> None:
+    meddle(r"/README\.md$", lambda: put_thesis(Path("av")))
+    av_extract(list(arguments))
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_folder_that_came_meanwhile_stays_and_the_vector_is_kept(base, aligned, tmp_path, more):
+    ended = finish(start(extract_meddled, tmp_path, str(base), str(aligned), "av", *more))
+    kept = tmp_path / "av.new"
+    assert ended.code == 1 and ended.out == ""
+    assert ended.error.startswith(f"Error: {tmp_path / 'av'} ")
+    assert ended.error.endswith(f". What was to go there is whole, and is kept in {kept}")
+    assert [path.name for path in (tmp_path / "av").iterdir()] == ["thesis.tex"]
+    assert AlignmentVector.open(kept).metadata.name == "av"
+    AlignmentVector.open(kept).check()
+    left = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".log"))
+    assert left == ["av", "av.new"]
+
+
+def test_overwriting_keeps_the_owners_words_and_nothing_that_is_not_of_the_vector(
+    base, aligned, tmp_path
+):
+    arguments = [base, aligned, tmp_path / "av"]
+    assert run(av_extract, *arguments)[0] == 0
+    card = tmp_path / "av/README.md"
+    text = card.read_text("utf-8").replace("---\n", "---\nlicense: cc-by-4.0\n", 1)
+    card.write_text(text.replace(BEGIN, f"{BEGIN}\nAsk Ada."), "utf-8")
+    assert END in text
+    assert run(av_extract, *arguments, "--overwrite", "--name", "other")[0] == 0
+    assert Kept.of(card.read_text("utf-8")) == Kept({"license": "cc-by-4.0"}, "Ask Ada.")
+    assert AlignmentVector.open(tmp_path / "av").metadata.name == "other"
+
+    (tmp_path / "av/sweep.png").touch()  # of av-sweep --write-card: about the old one
+    assert run(av_extract, *arguments, "--overwrite")[0] == 0
+    assert not (tmp_path / "av/sweep.png").exists()
+    (tmp_path / "av/notes").mkdir()
+    (tmp_path / "av/notes/mine.txt").write_text("mine")
+    code, line = run(av_extract, *arguments, "--overwrite", "--name", "third")
+    assert code == 1 and "av holds notes, which is not of an alignment vector" in line
+    assert (tmp_path / "av/notes/mine.txt").read_text() == "mine"
+    assert AlignmentVector.open(tmp_path / "av").metadata.name == "av"

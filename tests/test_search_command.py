@@ -326,9 +326,9 @@ def long(given, tmp_path) -> list:
     return [*given, "--all", "--budget", 24, "--out", tmp_path / "out"]
 
 
-def start(folder: Path, options: list, evaluations: int):
+def start(folder: Path, options: list, evaluations: int, run=in_process):
     """Start a search and wait until so many evaluations are kept."""
-    process = processes.start(in_process, folder, *options)
+    process = processes.start(run, folder, *options)
     store = folder / "out" / "evaluations.jsonl"
     end = time.monotonic() + 200
     while not (store.exists() and store.read_bytes().count(b"\n") >= evaluations):
@@ -372,6 +372,93 @@ def test_ctrl_c_leaves_the_best_so_far(long, tmp_path):
     assert report["interrupted"] and 18 <= len(report["settings"]) < 24
     assert "**Interrupted" in (tmp_path / "out" / "combinations.md").read_text("utf-8")
     assert all(not outcome["tests"] for outcome in report["outcomes"])
+
+
+GRID = ("--strategy", "grid", "--range", "-1:1", "--step", "0.1")
+
+
+def in_background(*options: object) -> None:
+    """As a shell starts a command with `&`: Ctrl-C does not reach it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    in_process(*options)
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "SIGTERM in the background"])
+def test_stopped_in_its_only_batch_it_writes_the_best_of_what_is_measured(given, tmp_path, how):
+    out = tmp_path / "mine.yml"
+    options = [*given, *WANTED, *GRID, "--runs", tmp_path / "out", "--out", out]
+    run = in_background if "background" in how else in_process
+    process = start(tmp_path, options, 30, run)
+    os.kill(process.pid, signal.SIGINT if how != "SIGTERM" else signal.SIGTERM)
+    if "background" in how:
+        time.sleep(0.2)
+        assert process.is_alive()
+        os.kill(process.pid, signal.SIGTERM)
+    ended = processes.finish(process)
+    assert ended.code == (130 if how == "Ctrl-C" else 143) and ended.error == "Interrupted"
+    stopped = int(re.search(r"Stopped after (\d+) of up to 441 settings", ended.err)[1])
+    report = read(tmp_path / "out", "mine")
+    assert report["interrupted"] and len(report["settings"]) == stopped
+    # Four evaluations a setting: whatever is measured whole counts.
+    measured = [json.dumps(key["vectors"]) for key in keys(tmp_path / "out")]
+    assert stopped == sum(measured.count(one) == 4 for one in set(measured)) >= 7
+    text = out.read_text("utf-8")
+    [outcome] = report["outcomes"]
+    chosen = [one["parameters"]["lambda"] for one in yaml.safe_load(text)["models"]]
+    assert chosen == list(outcome["lambdas"].values())
+    best = [
+        min(s["margins"][f"{d} {v}"] for d, v in outcome["goal"].items())
+        for s in report["settings"]
+    ]
+    assert outcome["margin"] <= max(best)
+    # It goes on from there.
+    small = [*given, *WANTED, *GRID[:4], "--step", "1", *options[-4:], "--overwrite"]
+    assert search(*small).exit_code == 0
+    again = [json.dumps(key) for key in keys(tmp_path / "out")]
+    assert len(set(again)) == len(again)
+
+
+def test_stopped_before_a_setting_is_measured_there_is_no_recipe(given, tmp_path):
+    out = tmp_path / "mine.yml"
+    options = [*given, *WANTED, *GRID[:2], "--range", "0.5:1", "--runs", tmp_path / "out"]
+    process = start(tmp_path, [*options, "--out", out], 1)
+    os.kill(process.pid, signal.SIGINT)
+    ended = processes.finish(process)
+    assert ended.code == 130
+    stopped = int(re.search(r"Stopped after (\d+) of up to 36 settings", ended.err)[1])
+    # The base is none of them, and comes first: everything is compared with it.
+    assert {str(key["vectors"]) for key in keys(tmp_path / "out")[:4]} == {"[]"}
+    assert out.exists() == (stopped > 0)
+
+
+def test_a_recipe_that_came_meanwhile_stays_and_the_found_one_is_kept(given, tmp_path):
+    out = tmp_path / "mine.yml"
+    options = [*given, *WANTED, *GRID[:4], "--step", "1", "--runs", tmp_path / "out", "--out", out]
+    process = start(tmp_path, options, 1)
+    out.write_text("mine")
+    ended = processes.finish(process)
+    kept = tmp_path / "mine.new.yml"
+    assert ended.code == 1 and ended.error.endswith(f"is whole, and is kept in {kept}")
+    assert out.read_text() == "mine" and yaml.safe_load(kept.read_text("utf-8"))["models"]
+
+
+@pytest.mark.slow
+def test_stopped_with_workers_it_keeps_the_best_so_far(given, tmp_path):
+    options = [*given, *WANTED, *GRID, "--workers", 2, "--runs", tmp_path / "out"]
+    process = start(tmp_path, [*options, "--out", tmp_path / "mine.yml"], 30)
+    os.kill(process.pid, signal.SIGTERM)
+    ended = processes.finish(process)
+    assert ended.code == 143 and ended.error == "Interrupted"
+    assert (tmp_path / "mine.yml").exists() and "Stopped after" in ended.err
+
+
+def test_two_searches_do_not_write_the_same_recipes(given, tmp_path):
+    process = start(tmp_path, [*given, "--all", "--budget", 24, "--out", tmp_path / "out"], 1)
+    os.kill(process.pid, signal.SIGSTOP)
+    line = refused(*given, "--all", "--runs", tmp_path / "other", "--out", tmp_path / "out")
+    assert "recipes is in use by another process" in line
+    os.kill(process.pid, signal.SIGKILL)
+    processes.finish(process)
 
 
 def test_two_workers_find_what_one_process_finds(given, tmp_path, uninterrupted):

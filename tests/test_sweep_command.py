@@ -14,6 +14,7 @@ import processes
 import pytest
 from conftest import make_model, make_tokenizer, perturb
 from matplotlib import image
+from meddling import meddle
 from sweeping import few, in_process, row, rows, sweep, train, write_rows
 
 from mergekit_av import AVError
@@ -21,6 +22,7 @@ from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.evaluation.accuracy import evaluate
 from mergekit_av.extraction import extract
 from mergekit_av.knobs import Knobs
+from mergekit_av.locks import locked
 from mergekit_av.models import load_model, load_tokenizer
 from mergekit_av.vector import AlignmentVector
 
@@ -520,10 +522,11 @@ def test_killed_it_goes_on_without_repeating(long, tmp_path):
     assert len(keys(out)) == len(set(keys(out))) == 102 and files(out) == FILES
 
 
-def test_interrupted_it_keeps_a_report_and_says_where(long, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_keeps_a_report_and_says_where(long, tmp_path, number):
     out = tmp_path / "out"
-    ended = end(start(tmp_path, long, 20), signal.SIGINT)
-    assert ended.code == 130 and ended.out == "" and ended.error == "Interrupted"
+    ended = end(start(tmp_path, long, 20), number)
+    assert ended.code == 128 + number and ended.out == "" and ended.error == "Interrupted"
     found = re.search(r"Stopped after (\d+) of 51 points\. (.*)", ended.err)
     assert found[2] == (
         f"What was measured is kept in {out}, and the report so far is {out / 'report.md'}; the "
@@ -568,3 +571,42 @@ def test_a_full_disk_in_the_middle_is_one_line_and_it_goes_on_later(long, tmp_pa
     result = sweep(*long)
     assert result.exit_code == 0, result.output
     assert keys(out)[: len(before)] == before and len(keys(out)) == len(set(keys(out))) == 102
+
+
+def write_cards_meddled(there: str, come: str, moved: str, *options: str) -> None:
+    """The vector gives way to another before its card is written."""
+
+    def swap() -> None:
+        os.rename(there, moved)
+        os.rename(come, there)
+
+    meddle(r"sweep\.csv", swap)
+    in_process(*options)
+
+
+def test_a_card_is_written_only_to_the_vector_that_was_measured(
+    base, trained, vectors, data, tmp_path
+):
+    there, other = tmp_path / "medical", shutil.copytree(vectors["medical"], tmp_path / "other")
+    shutil.copytree(trained, there)
+    before = {file.name: file.read_bytes() for file in other.iterdir()}
+    options = [
+        "--base", base, "--av", there, "--data", f"medical={data}", "--lambda", 1, "--generate", 0,
+        "--no-prompting", "--out", tmp_path / "out", "--write-card",
+    ]  # fmt: skip
+    with locked(there):
+        ended = processes.finish(processes.start(in_process, tmp_path, *options))
+        assert ended.error.startswith(f"Error: {there} is in use by another process: wait for it")
+    arguments = [there, other, tmp_path / "moved", *options]
+    process = processes.start(write_cards_meddled, tmp_path, *map(str, arguments))
+    ended = processes.finish(process)
+    assert ended.code == 1 and "is not the vector any more that was measured" in ended.error
+    assert {file.name: file.read_bytes() for file in there.iterdir()} == before
+    assert files(tmp_path / "out") == FILES
+
+
+def test_somebodys_own_report_stays(options, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/report.md").write_text("# Of my own")
+    assert "report.md is somebody's own" in refused(*options)
+    assert files(tmp_path / "out") == {"report.md"}

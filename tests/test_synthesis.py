@@ -359,6 +359,14 @@ def test_a_prompt_that_was_edited_is_noticed_and_a_stage_can_be_started_over(run
     assert len(chat.requests) == asked + 9 and "Rhyme." in chat.prompts[-1]
     assert len(lines(data / "old" / "responses-1.jsonl")) == 9
     assert DataFolder(data).spending()["responses"].calls == before.calls + 9 == 18
+    # None of what was put aside gives way to another.
+    for line in ("Sing.", "Hum."):
+        (data / "old" / "responses-1.jsonl").rename(data / "mine.jsonl")
+        kept = [file.read_bytes() for file in (data / "old").iterdir()]
+        prompt.write_text(prompt.read_text("utf-8") + f"\n{line}", "utf-8")
+        assert run("--restart", count=3).exit_code == 0
+        there = [file.read_bytes() for file in (data / "old").iterdir()]
+        assert len(there) == len(kept) + 1 and set(kept) <= set(there)
 
 
 def test_levels_that_were_edited_are_noticed(run, data, tmp_path):

@@ -88,13 +88,14 @@ def test_half_a_line_is_made_again(chat, options, tmp_path, stage):
     assert texts(tmp_path) == whole
 
 
-def test_ctrl_c_keeps_what_is_done(chat, options, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_keeps_what_is_done(chat, options, tmp_path, number):
     chat.delay = 0.1
     process = begin(tmp_path, options)
     wait_for(tmp_path / "data" / "responses.jsonl", 5)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     ended = finish(process)
-    assert ended.code == 130 and ended.error.endswith("Interrupted")
+    assert ended.code == 128 + number and ended.error.endswith("Interrupted")
     assert "are kept; the same command goes on from there" in ended.err
     done = len(lines(tmp_path / "data" / "responses.jsonl"))
     assert 5 <= done < 3 * COUNT
@@ -120,3 +121,25 @@ def test_two_at_a_time_are_not_let_in(options, tmp_path):
     with Journal(tmp_path / "data" / "responses.jsonl"):
         second = finish(begin(tmp_path, options))
     assert second.code == 1 and "responses.jsonl is in use by another process" in second.error
+
+
+@pytest.mark.parametrize("stage", ["clean", "queries", "responses", "personas"])
+def test_while_one_makes_a_data_set_no_other_stage_is_let_in(chat, options, tmp_path, stage):
+    chat.delay = 0.05
+    process = begin(tmp_path, options)
+    wait_for(tmp_path / "data" / "responses.jsonl", 4)
+    os.kill(process.pid, signal.SIGSTOP)
+    arguments = {
+        "clean": ["clean", tmp_path / "data"],
+        "personas": ["personas", *options[1:5], "--create", "--base-url", chat.url, *TINY],
+    }.get(stage, [stage, tmp_path / "data", "--base-url", chat.url, *TINY])
+    result = synth(*arguments)
+    os.kill(process.pid, signal.SIGCONT)
+    assert result.exit_code == 1 and result.stderr == (
+        f"Error: {tmp_path / 'data'} is in use by another process: wait for it, or choose another "
+        "folder\n"
+    )
+    chat.delay = 0
+    ended = finish(process)
+    assert ended.code == 0, ended.err
+    assert len(lines(tmp_path / "data" / "records.jsonl")) == COUNT

@@ -64,6 +64,7 @@ def test_aligned_model_is_a_whole_one(trained, base):
     kept = folder / "runs/tone"
     assert sorted(path.name for path in kept.iterdir()) == [
         "aligned",
+        "aligned.json",
         "history.json",
         "settings.json",
     ]

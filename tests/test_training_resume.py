@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file
-from training_runs import av_train, contents, in_two_processes, training, write_domain
+from training_runs import av_train, contents, in_two_processes, kill, training, write_domain
 
 # The validation loss is lowest at step 4 of 6, where it has not fallen twice in a row.
 STOPS_EARLY = [
@@ -56,10 +56,6 @@ def uninterrupted(tmp_path_factory, base):
         return made[options]
 
     return vector
-
-
-def kill(folder: Path, *options: object, at: str, times: int = 1) -> None:
-    assert av_train(folder, *options, kill_at=at, times=times).code == -9
 
 
 def resume(folder: Path, *options: object, never: str | None = None) -> dict[str, bytes]:

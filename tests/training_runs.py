@@ -71,6 +71,11 @@ def av_train(folder: Path, *options: object, **how: object) -> Ended:
     return finish(start(folder, *options, **how))
 
 
+def kill(folder: Path, *options: object, at: str, times: int = 1) -> None:
+    """Run av-train in `folder` until it is killed; see `start`."""
+    assert av_train(folder, *options, kill_at=at, times=times).code == -9
+
+
 def start(
     folder: Path,
     *options: object,

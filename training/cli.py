@@ -188,7 +188,9 @@ def av_train(
     ]
     if len({job.run.folder for job in jobs}) < len(jobs):
         raise click.UsageError("--output_dir goes with exactly one --domain")
-    # Before hours go into the first, all must be able to end.
+    # Before hours go into the first, all must be able to end, and stay so until the last.
+    hold = click.get_current_context().with_resource
+    in_main_process(lambda: [hold(job.locked()) for job in jobs])
     in_main_process(lambda: [check(job) for job in jobs])
     if push_to_hub:
         from mergekit_av.hub import check_access

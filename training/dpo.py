@@ -28,8 +28,9 @@ from mergekit_av.chat import encode, ensure_chat_template
 from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
-from mergekit_av.extraction import extract
+from mergekit_av.extraction import VECTOR, extract
 from mergekit_av.files import check_vacant
+from mergekit_av.locks import locked
 from mergekit_av.logprobs import context_length
 from mergekit_av.models import load_model, load_tokenizer, refuse_vector, resolve
 from mergekit_av.records import Record, require_splits
@@ -103,6 +104,24 @@ class Job:
     def run(self) -> Run:
         return Run(Path(self.arguments.output_dir))
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run and the vector's folder, from before they are looked at to the end.
+
+        Raises:
+            AVError: another process has one of them, or they are one.
+        """
+        if not self.out.exists():
+            self.keep_apart()
+        with self.run.locked(), locked(self.out, "choose another folder with --out"):
+            yield
+
+    def keep_apart(self) -> None:
+        """Raise AVError where the run would be in the vector's folder, which is to be replaced."""
+        out, run = self.out.resolve(), self.run.folder.resolve()
+        if out == run or out in run.parents:
+            raise AVError(f"the run would be in {self.out}: choose another --out, or --output_dir")
+
     @property
     def one_sided(self) -> bool:
         """Whether it is trained as the paper does, at λ = 1 alone."""
@@ -132,7 +151,8 @@ def check(job: Job) -> None:
     if job.done:
         return
     require_splits(job.records, *SPLITS, source=job.domain.name)
-    check_vacant(job.out, job.overwrite, METADATA)
+    check_vacant(job.out, job.overwrite, VECTOR)
+    job.keep_apart()
     job.run.check(job.resume, job.overwrite)
 
 
@@ -148,6 +168,12 @@ def train(job: Job) -> AlignmentVector | None:
         AVError: too few records, a base that does not load, an output that is in the way, a run
             that was started with other settings, a training that diverges or cannot go on.
     """
+    with contextlib.ExitStack() as held:
+        in_main_process(lambda: held.enter_context(job.locked()))
+        return _train(job)
+
+
+def _train(job: Job) -> AlignmentVector | None:
     main = PartialState().is_main_process
     done = job.done
     PartialState().wait_for_everyone()  # all have looked before one changes what they see
@@ -165,17 +191,22 @@ def train(job: Job) -> AlignmentVector | None:
         PartialState().wait_for_everyone()
     if not main:
         return None
-    vector = extract(
-        base,
-        job.run.aligned,
-        job.out,
-        name=job.domain.name,
-        dtype=job.dtype,
-        levels=list(job.domain.levels),
-        training=job.run.history(),
-        base_id=job.base,
-        overwrite=job.overwrite,
-    )
+    try:
+        vector = extract(
+            base,
+            job.run.aligned,
+            job.out,
+            name=job.domain.name,
+            dtype=job.dtype,
+            levels=list(job.domain.levels),
+            training=job.run.history(),
+            base_id=job.base,
+            overwrite=job.overwrite,
+        )
+    except AVError as error:
+        raise AVError(
+            f"{error}. The trained model is kept in {job.run.aligned}: --resume goes on from there"
+        ) from error
     job.run.close(job.keep_aligned)
     return vector
 

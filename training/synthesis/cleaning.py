@@ -22,7 +22,7 @@ from mergekit_av.records import RECORDS
 from .assembly import candidates
 from .candidates import Candidate, found, made
 from .cleaning_report import as_json, as_markdown
-from .dataset import write_records
+from .dataset import CARD, write_records
 from .folder import DataFolder
 from .sieve import Cleaned, Rules, sift
 
@@ -57,7 +57,7 @@ def clean_made(folder: DataFolder, rules: Rules | None = None) -> Cleaning:
     rows = candidates(folder)
     if not rows:
         raise AVError(f"{folder.path} has no queries yet: make them with av-synth queries")
-    cleaned = _sift(folder, made(rows), rules)
+    cleaned = _sift(folder, made(rows), rules, (RECORDS, CARD))
     kept = [one.row for one in cleaned.kept]
     write_records(folder, kept, as_markdown(cleaned, rules), rules.language)
     return Cleaning(folder.path, cleaned)
@@ -79,7 +79,7 @@ def clean_others(path: Path, domain: Domain, source: str | None, rules: Rules) -
         raise AVError(f"{path} has responses of its own: choose another folder")
     if (path / RECORDS).resolve() == Path(source or domain.records).resolve():
         raise AVError(f"{path / RECORDS} would be written over: choose another folder")
-    cleaned = _sift(folder, others, rules)
+    cleaned = _sift(folder, others, rules, (RECORDS,))
     write_whole(folder.path / RECORDS, _lines(one.row for one in cleaned.kept))
     return Cleaning(folder.path, cleaned)
 
@@ -91,8 +91,17 @@ def require_libraries() -> None:
         raise AVError(f"cleaning needs {missing[0]}: pip install 'mergekit-av[synth]'")
 
 
-def _sift(folder: DataFolder, candidates: Sequence[Candidate], rules: Rules) -> Cleaned:
+def _sift(
+    folder: DataFolder, candidates: Sequence[Candidate], rules: Rules, writes: Sequence[str]
+) -> Cleaned:
     require_libraries()
+    # The numbers are written before these: what is there without them is somebody's own.
+    for name in writes:
+        if (folder.path / name).exists() and not (folder.path / NUMBERS).exists():
+            raise AVError(
+                f"{folder.path / name} was not written by av-synth: move it away, or choose another "
+                "folder"
+            )
     cleaned = sift(candidates, folder.domain, rules)
     dropped = _lines(
         {"id": one.candidate.id, "step": one.step, "reason": one.reason, "row": one.candidate.row}

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from mergekit_av.cli import command
-from mergekit_av.files import write_whole
+from mergekit_av.files import check_file, write_whole
 
 from .cli_options import folder_argument
 
@@ -24,6 +24,8 @@ def agreement(folder, json_file):
     from .folder import DataFolder
 
     data = DataFolder(folder)
+    if json_file:
+        check_file(json_file)
     found = agree(read_annotations(data.path / ANNOTATIONS), list(data.domain.levels))
     click.echo(str(found))
     if json_file:

@@ -5,7 +5,7 @@ import click
 from mergekit_av.cli import command
 from mergekit_av.domains import load_domain
 
-from .cli_options import folder_argument
+from .cli_options import folder_argument, hold, take
 from .duplicates import SIMILARITY
 
 
@@ -36,15 +36,15 @@ def clean(folder, domain, data, language, similarity, refusals, balance_lengths)
         raise click.UsageError("--data goes with --domain")
 
     from .cleaning import clean_made, clean_others
-    from .folder import DataFolder
     from .sieve import Rules
 
     how = {"language": language, "similarity": similarity, "balance": balance_lengths}
     if domain:
         own = load_domain(domain)
+        hold(folder)
         cleaning = clean_others(folder, own, data, Rules.of(own, refusals, **how))
     else:
-        made = DataFolder(folder)
+        made = take(folder)
         cleaning = clean_made(made, Rules.of(made.domain, refusals, **how))
     for step, count in cleaning.cleaned.steps.items():
         if count:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_av.cli_completions import ClientOptions, completion_options
+from mergekit_av.locks import locked
 
 if TYPE_CHECKING:
     from .folder import DataFolder
@@ -81,7 +82,28 @@ def begin(domain: str, out: Path | None) -> "DataFolder":
     from .folder import DataFolder
 
     chosen = load_domain(domain)
-    return DataFolder.begin(out or Path("data") / chosen.name, chosen)
+    path = out or Path("data") / chosen.name
+    hold(path)
+    return DataFolder.begin(path, chosen)
+
+
+def take(path: Path) -> "DataFolder":
+    """The data folder that is there, for a command that writes to it."""
+    from .folder import DataFolder
+
+    folder = DataFolder(path)
+    hold(path)
+    return folder
+
+
+def hold(path: Path) -> None:
+    """Lock a data folder, there or not, until the command ends: each stage reads what the ones before
+    it made.
+
+    Raises:
+        AVError: another process is at it.
+    """
+    click.get_current_context().with_resource(locked(path, "choose another folder"))
 
 
 def carry_out(

@@ -4,7 +4,7 @@ import click
 
 from mergekit_av.cli import command
 
-from .cli_options import carry_out, folder_argument, maker_options
+from .cli_options import carry_out, folder_argument, maker_options, take
 
 
 @command
@@ -14,9 +14,9 @@ from .cli_options import carry_out, folder_argument, maker_options
 def queries(folder, count, making):
     """Make the query of each persona in FOLDER that has none."""
     from .asking import Asking
-    from .folder import QUERIES, DataFolder
+    from .folder import QUERIES
 
-    data = DataFolder(folder)
+    data = take(folder)
     maker = making.maker(data)
     stage = Asking(maker, count)
 
@@ -32,9 +32,9 @@ def queries(folder, count, making):
 def responses(folder, making):
     """Make the response to each query in FOLDER at each level that is missing."""
     from .answering import Answering
-    from .folder import RESPONSES, DataFolder
+    from .folder import RESPONSES
 
-    data = DataFolder(folder)
+    data = take(folder)
     maker = making.maker(data)
     stage = Answering(maker)
 

@@ -29,6 +29,7 @@ Ids are hashes of the texts, so what was made of a text that is there no more is
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,8 +168,8 @@ class DataFolder:
                     f"there in {self.path / OLD}"
                 )
             if change:
-                journal.close()
                 self._put_aside(stage)
+                journal.close()
                 journal = Journal(self.file(stage))
             write_whole(self.path / SETTINGS, _json({**before, stage: dict(settings)}))
         except BaseException:
@@ -251,8 +252,9 @@ class DataFolder:
     def _put_aside(self, stage: str) -> None:
         old = self.path / OLD
         old.mkdir(exist_ok=True)
-        number = 1 + len(list(old.glob(f"{stage}-*.jsonl")))
-        self.file(stage).rename(old / f"{stage}-{number}.jsonl")
+        numbers = itertools.count(1)
+        free = next(path for n in numbers if not (path := old / f"{stage}-{n}.jsonl").exists())
+        self.file(stage).rename(free)
 
 
 def id_of(*texts: str) -> str:

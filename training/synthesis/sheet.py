@@ -29,7 +29,8 @@ def write_sheet(file: Path, items: Sequence[Item], domain: Domain) -> None:
     writer = csv.writer(written)
     writer.writerow([ITEM, "query", "response", f"{LEVEL} ({levels})"])
     writer.writerows([item.id, item.query, item.response, ""] for item in items)
-    write_whole(file, "\ufeff" + written.getvalue())  # the mark by which spreadsheets know UTF-8
+    # The mark by which spreadsheets know UTF-8.
+    write_whole(file, "\ufeff" + written.getvalue(), overwrite=False)
 
 
 def read_sheet(file: Path, items: Sequence[Item], domain: Domain) -> list[tuple[Item, str]]:
