@@ -157,6 +157,10 @@ def av_check(av, base):
         vector.check_fit(Checkpoint(folder), base)
         vector.check_base(folder)
     click.echo(summary(vector))
+    if limits := vector.limits():
+        click.echo(
+            f"  LIMITS: Knobs, apply_to, av-sweep, av-search and av-export refuse it: {limits}"
+        )
 
 
 def summary(vector) -> str:

@@ -18,8 +18,8 @@ from .domains import DOMAIN, load_domain
 from .errors import AVError
 from .hub_errors import hub_errors
 from .license import license_of
-from .merged_card import RECIPE, merged_card, read_recipe
-from .models import hub_name, read_json, resolve, revision_of
+from .merged_card import RECIPE, Recipe, merged_card, read_recipe
+from .models import hub_name, layout_of, read_json, resolve, revision_of
 from .records import RECORDS, load_records
 from .trust import refuse_code, refuse_foreign_files, refuse_links
 from .vector import METADATA, AlignmentVector, BaseIdentity
@@ -272,13 +272,15 @@ def _prepare_model(folder: Path, repo_id: str, token: str | bool | None) -> Uplo
     checkpoint = Checkpoint(folder)
     if names := non_finite(checkpoint):
         raise AVError(f"{folder}: {names[0]} has NaN or infinite values: merge with smaller λ")
+    recipe = read_recipe(folder)
+    _check_complete(checkpoint, recipe)
     files = {path.name: path for path in _weights(checkpoint)}
     files |= {name: folder / name for name in OF_A_MODEL if (folder / name).is_file()}
     if (folder / CARD).is_file():
         files[CARD] = folder / CARD
     refuse_links(_paths(files), folder)
     upload = Upload("model", folder.resolve().name, files)
-    if (recipe := read_recipe(folder)) is None:
+    if recipe is None:
         return upload
     base, published = recipe.identity(), recipe.published()
     kept = _kept(folder, license_of(base, token=token))
@@ -289,6 +291,31 @@ def _prepare_model(folder: Path, repo_id: str, token: str | bool | None) -> Uplo
         return merged_card(published, base, repo=repo_id, kept=kept)
 
     return replace(upload, files=files, card=card, kept=kept, warnings=warnings)
+
+
+def _check_complete(checkpoint: Checkpoint, recipe: Recipe | None) -> None:
+    """Raise AVError for a checkpoint that lacks what its config.json asks for, or a tensor of the base
+    that it was merged from."""
+    try:
+        layout = layout_of(checkpoint)
+    except AVError:
+        if recipe is not None:
+            raise
+        return  # of an architecture that transformers does not know, nothing is asked for
+    layout.check_whole(str(checkpoint.folder))
+    # A recipe of slices may leave out layers of its base.
+    if recipe is None or recipe.folder is None or "models" not in recipe.content:
+        return
+    try:
+        base = Checkpoint(recipe.folder)
+    except AVError:
+        return
+    lost = {name for name, info in base.items() if info.dtype.is_floating_point} - set(checkpoint)
+    for name in sorted(lost):
+        raise AVError(
+            f"{checkpoint.folder} has no tensor {name}, which its base, {recipe.base}, has: merge it "
+            "again with this mergekit-av"
+        )
 
 
 def _prepare_data_set(folder: Path) -> Upload:

@@ -16,7 +16,15 @@ from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .files import write_whole
 from .layout import Layout, named_tensors
-from .models import buffer_names, layout_of, load_model, read_json, refuse_codes, resolve
+from .models import (
+    buffer_names,
+    layout_of,
+    load_model,
+    load_shape,
+    read_json,
+    refuse_codes,
+    resolve,
+)
 from .trust import refuse_code, refuse_foreign_files
 
 if TYPE_CHECKING:
@@ -466,6 +474,14 @@ class AlignmentVector(Combination):
                 "in the model"
             )
         return layout
+
+    def limits(self) -> str | None:
+        """Why nothing but a merge can be made of the vector; None where everything can."""
+        try:
+            self.layout(load_shape(self.folder)).check_reversible()
+        except AVError as error:
+            return error.message
+        return None
 
     def _ties(self, layout: Layout) -> Iterator[tuple[str, str]]:
         """Tensors that stand for the same weight of the model as another one, and the other."""
