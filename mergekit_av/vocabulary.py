@@ -32,10 +32,10 @@ def check_ids(
     highest, there = max(ids, default=0), embeddings(model)
     if highest >= there:
         raise AVError(
-            f"{where}: the token {tokenizer.convert_ids_to_tokens(highest)!r} has the id {highest}, "
-            f"and the model has {there} embeddings: where the token was added to the tokenizer, call "
-            "`model.resize_token_embeddings(len(tokenizer))` and save the model; else the tokenizer "
-            "is another model's"
+            f"{where}: a token beyond the model's {there}: other tokenizer? "
+            f"{tokenizer.convert_ids_to_tokens(highest)!r} has the id {highest}, and the model has "
+            f"{there} embeddings; where it was added to the tokenizer, call "
+            "`model.resize_token_embeddings(len(tokenizer))` and save the model"
         )
 
 

@@ -163,6 +163,7 @@ def av_train(
     # transformers announces that fields which TRL uses are to be renamed; no user can help it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("trl.trainer.dpo_trainer").addFilter(_not_said_by_us)
     logging.getLogger("mergekit_av").setLevel(logging.INFO)
     jobs = [
         Job(
@@ -219,6 +220,11 @@ def _first(records, count):
     """The first so many training records, all where there is no count; and all others."""
     training = [record for record in records if record.split == "train"]
     return training[:count] + [record for record in records if record.split != "train"]
+
+
+def _not_said_by_us(record):
+    """Whether a message of TRL's is news: that prompts are cut, we say ourselves, and shorter."""
+    return "is not a prefix of the tokenized" not in record.getMessage()
 
 
 def _once(option, names):
