@@ -178,8 +178,6 @@ def test_searching(here):
     "line",
     [
         "av-train --domain medical",
-        "av-train --domain medical --resume",
-        "av-train --domain medical --setting paper",
         "av-train --domain medical --hold financial --hold legal",
     ],
 )
