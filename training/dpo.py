@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
@@ -246,6 +245,7 @@ class _Pupil:
         limits = [job.arguments.max_length, context_length(self.model)]
         self.limit = min((limit for limit in limits if limit is not None), default=None)
         self.cut = _report_cut(job, self.model, self.tokenizer, self.limit)
+        self.teaching = _teaching(job, self.tokenizer, self.limit)
         self.held = {split: self._held(job, split) for split in SPLITS if job.held}
 
     def _held(self, job: Job, split: str) -> list[tuple[list[int], int]]:
@@ -308,7 +308,10 @@ def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
     callbacks = [MarkWhole(), EvaluateLast(), StopDivergence()]
     if job.arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(job.patience))
-    pairs = _teaching_pairs(job, pupil)
+    pairs = {split: job.run.pairs(split) for split in SPLITS}
+    for split, numbers in pupil.teaching.items():
+        if len(numbers) < len(pairs[split]):  # else TRL's caches are found where they are
+            pairs[split] = pairs[split].select(numbers)
     make = DPOTrainer if job.one_sided else SpectrumTrainer
     if job.held:
         make = partial(SpectrumTrainer, hold=job.hold)
@@ -331,28 +334,26 @@ def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
     return trainer
 
 
-def _teaching_pairs(job: Job, pupil: _Pupil) -> dict[str, Dataset]:
-    """Split → its pairs, but for those whose responses are the same: these teach nothing.
+def _teaching(
+    job: Job, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> dict[str, list[int]]:
+    """Split → numbers of the pairs whose responses are not the same: the others teach nothing.
 
     Raises:
         AVError: nothing is left of a split, or of the training at one of the λ.
     """
-    every = {split: job.run.pairs(split) for split in SPLITS}
-    keep_end = job.arguments.truncation_mode == "keep_end"
-    limit = None if keep_end else pupil.limit
-    kept = {
-        split: with_different_responses(rows, pupil.tokenizer, limit)
-        for split, rows in every.items()
-    }
-    for split, rows in kept.items():
-        if not len(rows):
+    every = {split: job.pairs(split) for split in SPLITS}
+    shown = None if job.arguments.truncation_mode == "keep_end" else limit
+    kept = {split: with_different_responses(every[split], tokenizer, shown) for split in SPLITS}
+    for split, numbers in kept.items():
+        if not numbers:
             raise AVError(f"in each of the {split} pairs both responses are the same")
-    if not job.one_sided:
-        for value in job.lambdas:
-            if value not in kept["train"][LAMBDA]:
-                raise AVError(
-                    f"in each of the train pairs at λ = {value:g} both responses are the same"
-                )
+    at = {every["train"][number].get(LAMBDA) for number in kept["train"]}
+    for row in every["train"]:
+        if row.get(LAMBDA) not in at:
+            raise AVError(
+                f"in each of the train pairs at λ = {row[LAMBDA]:g} both responses are the same"
+            )
     total, left = (sum(map(len, pairs.values())) for pairs in (every, kept))
     if left < total and PartialState().is_main_process:
         log.warning("%d of %d pairs are left out: both responses are the same", total - left, total)
@@ -378,7 +379,7 @@ def _report_cut(
             left += 1
             continue
         ends.append(left_out(tokenizer, record.prompt, prompt))
-        used = (max((prompt + ids)[:limit]) for ids in responses)
+        used = (max((prompt + ids)[:limit], default=0) for ids in responses)
         check_ids(model, tokenizer, used, f"record {record.id}")
         room.add(record.split)
         cut += sum(limit is not None and len(prompt) + len(ids) > limit for ids in responses)

@@ -10,7 +10,6 @@ from mergekit_av.records import Record
 from .lambdas import meant
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 Pairing = Literal["adjacent", "all", "first"]
@@ -57,9 +56,9 @@ def spectrum_pairs(
 
 
 def with_different_responses(
-    pairs: "Dataset", tokenizer: "PreTrainedTokenizerBase", limit: int | None
-) -> "Dataset":
-    """The pairs whose responses are not the same tokens, as far as `limit` tokens show them."""
+    rows: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", limit: int | None
+) -> list[int]:
+    """Numbers of the rows whose responses are not the same tokens, as far as `limit` shows them."""
 
     def differ(row: dict[str, Any]) -> bool:
         responses = [row[name] for name in ("chosen", "rejected")]
@@ -69,8 +68,7 @@ def with_different_responses(
         room = None if limit is None or limit <= len(prompt) else limit - len(prompt)
         return chosen[:room] != rejected[:room]
 
-    kept = [number for number, row in enumerate(pairs) if differ(row)]
-    return pairs if len(kept) == len(pairs) else pairs.select(kept)
+    return [number for number, row in enumerate(rows) if differ(row)]
 
 
 def _all_pairs(responses: Iterable[str]):
