@@ -24,6 +24,7 @@ from mergekit_av import (
 )
 from mergekit_av.base import base_or_default
 from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.votes import votes
 
 
 @click.command(context_settings={"show_default": True})
@@ -82,7 +83,7 @@ def _row(
     wanted: torch.Tensor,
     at_base: torch.Tensor,
 ) -> None:
-    wins = torch.bincount(found.argmax(1), minlength=found.shape[1]) / len(found)
+    wins = votes(found.numpy()) / len(found)
     shares = " / ".join(f"{share:.2f}" for share in wins.tolist())
     best, *worse = found.mean(0).tolist()
     margins = " / ".join(f"{best - other:+.2f}" for other in worse)

@@ -16,6 +16,7 @@ from mergekit_av.arithmetic import add_vectors
 from mergekit_av.base import base_or_default
 from mergekit_av.checkpoint import Checkpoint
 from mergekit_av.models import load_model, load_tokenizer, resolve
+from mergekit_av.votes import votes
 
 
 @click.command()
@@ -64,7 +65,7 @@ def main(av, base, domain, lambdas, seed):
 
 
 def _row(value: float, weights: str, scores: torch.Tensor, kept: float | None) -> None:
-    wins = torch.bincount(scores.argmax(1), minlength=scores.shape[1]) / len(scores)
+    wins = votes(scores.numpy()) / len(scores)
     shares = " / ".join(f"{share:.2f}" for share in wins.tolist())
     means = " / ".join(f"{mean:.2f}" for mean in scores.mean(0).tolist())
     click.echo(

@@ -3,16 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from scipy import stats
+from scipy import special, stats
 
 from mergekit_av.columns import aligned
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
-from mergekit_av.logprobs import context_length, mean_log_probs, within_context
+from mergekit_av.logprobs import (
+    context_length,
+    mean_log_probs,
+    with_equal_responses,
+    within_context,
+)
 from mergekit_av.records import Record
+from mergekit_av.votes import votes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,8 +42,9 @@ class Result:
     Attributes:
         records: how many were scored.
         too_long: ids of those that were left out because a response exceeds the context.
+        equal: ids of those that were left out because two levels have the same response.
         accuracy: level → share of the records that prefer it; the shares add up to 1. Wilson
-            intervals.
+            intervals. A record that prefers k levels alike counts 1/k for each.
         mean_log_prob: level → mean over the records, nats per token. Student's t intervals.
         dominant: the level with the highest accuracy, where that is above 1 / number of levels and
             no other level shares it.
@@ -51,6 +58,7 @@ class Result:
     mean_log_prob: dict[str, Estimate]
     dominant: str | None
     too_long: list[str] = field(default_factory=list)
+    equal: list[str] = field(default_factory=list)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -68,11 +76,26 @@ def evaluate(
     Raises:
         AVError: the split is empty, or no record fits the model's context.
     """
-    fitting, too_long = choose(model, tokenizer, domain, records, split)
+    chosen = choose(model, tokenizer, domain, records, split)
     scores = mean_log_probs(
-        model, tokenizer, fitting, progress=f"Scoring {domain.name}" if progress else None
+        model, tokenizer, chosen.records, progress=f"Scoring {domain.name}" if progress else None
     )
-    return summarise(domain, split, [record.id for record in fitting], scores, too_long)
+    ids = [record.id for record in chosen.records]
+    return summarise(domain, split, ids, scores, chosen.too_long, chosen.equal)
+
+
+class Choice(NamedTuple):
+    """Records to score.
+
+    Attributes:
+        records: those that can be.
+        too_long: ids of those that do not fit the model's context.
+        equal: ids of the others of which two levels have the same response, token by token.
+    """
+
+    records: list[Record]
+    too_long: list[str]
+    equal: list[str]
 
 
 def choose(
@@ -81,11 +104,11 @@ def choose(
     domain: Domain,
     records: Sequence[Record],
     split: str,
-) -> tuple[list[Record], list[str]]:
-    """The records of a split that fit the model's context, and the ids of those that do not.
+) -> Choice:
+    """The records of a split that can be scored, and the ids of those that cannot.
 
     Raises:
-        AVError: the split is empty, or no record fits.
+        AVError: the split is empty, or no record is left.
     """
     chosen = [record for record in records if record.split == split]
     if not chosen:
@@ -96,8 +119,24 @@ def choose(
             f"{domain.name}: none of the {len(chosen)} records fits the context of "
             f"{context_length(model)} tokens"
         )
-    kept = {record.id for record in fitting}
-    return fitting, [record.id for record in chosen if record.id not in kept]
+    equal = [record.id for record in with_equal_responses(tokenizer, fitting)]
+    kept = [record for record in fitting if record.id not in set(equal)]
+    if not kept:
+        raise AVError(
+            f"{domain.name}: in each of the {len(fitting)} records two levels have the same response"
+        )
+    fits = {record.id for record in fitting}
+    return Choice(kept, [record.id for record in chosen if record.id not in fits], equal)
+
+
+def left_out(name: str, too_long: Sequence[str], equal: Sequence[str]) -> list[str]:
+    """What is to be said of records that are not scored, a line for each reason."""
+    lines = []
+    if too_long:
+        lines.append(f"{name}: {len(too_long)} records left out, longer than the context")
+    if equal:
+        lines.append(f"{name}: {len(equal)} records left out, two levels have the same response")
+    return lines
 
 
 def summarise(
@@ -106,13 +145,11 @@ def summarise(
     ids: Sequence[str],
     scores: torch.Tensor,
     too_long: Sequence[str] = (),
+    equal: Sequence[str] = (),
 ) -> Result:
-    """Shares, means and intervals of mean log-probabilities of shape (records, levels).
-
-    A record whose highest mean log-probability is at two levels counts for the better one.
-    """
+    """Shares, means and intervals of mean log-probabilities of shape (records, levels)."""
     levels, count = list(domain.levels), len(ids)
-    wins = torch.bincount(scores.argmax(dim=1), minlength=len(levels)).tolist()
+    wins = votes(scores.numpy()).tolist()
     # A single highest share is above 1 / number of levels, since the shares add up to 1.
     first, second = sorted(wins, reverse=True)[:2]
     return Result(
@@ -123,6 +160,7 @@ def summarise(
         mean_log_prob={level: _mean(scores[:, i].double()) for i, level in enumerate(levels)},
         dominant=levels[wins.index(first)] if first > second else None,
         too_long=list(too_long),
+        equal=list(equal),
         scores={
             id: dict(zip(levels, row, strict=True))
             for id, row in zip(ids, scores.tolist(), strict=True)
@@ -130,10 +168,18 @@ def summarise(
     )
 
 
-def wilson(won: int, count: int) -> Estimate:
-    """The share `won` / `count`, with its Wilson interval."""
-    interval = stats.binomtest(won, count).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(won / count, interval.low, interval.high)
+def wilson(won: float, count: int) -> Estimate:
+    """The share `won` / `count`, with its Wilson interval (Newcombe 1998, method 3).
+
+    scipy's `binomtest` knows whole numbers only; for these, this is its result bit for bit.
+    """
+    p, z = won / count, special.ndtri(0.5 + 0.5 * CONFIDENCE)
+    denominator = 2 * (count + z**2)
+    center = (2 * count * p + z**2) / denominator
+    delta = z / denominator * math.sqrt(4 * count * p * (1 - p) + z**2)
+    low = 0.0 if won == 0 else float(center - delta)
+    high = 1.0 if won == count else float(center + delta)
+    return Estimate(p, low, high)
 
 
 def _mean(values: torch.Tensor) -> Estimate:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from mergekit_av.chat import encode
+from mergekit_av.chat import generation_prompt
 from mergekit_av.records import Record
+from mergekit_av.vocabulary import check_ids
 
 from .decoding import Decoding
 
@@ -39,11 +40,14 @@ def write_answers(
     decoding: Decoding,
     progress: bool = True,
 ) -> dict[str, Answer]:
-    """Record id → the model's answer to the record's prompt.
+    """Record id → the model's answer to the record's whole prompt, as the chat template ends it.
 
     Several are written at a time, their prompts padded on the left, and none depends on another: what
     is drawn for an answer depends on the seed and the record's id. An answer ends with one of the
     model's own end tokens or the tokenizer's, which ends a turn in training and scoring.
+
+    Raises:
+        AVError: a token of a prompt has no embedding.
     """
     ends = _end_tokens(model, tokenizer)
     # A penalty on what the prompt says would act on the padding as well.
@@ -52,7 +56,9 @@ def write_answers(
     with tqdm(total=len(records), desc="Answering", unit="record", disable=not progress) as bar:
         for start in range(0, len(records), size):
             batch = records[start : start + size]
-            prompts = [encode(tokenizer, record.prompt, [""])[0] for record in batch]
+            prompts = [generation_prompt(tokenizer, record.prompt) for record in batch]
+            for record, prompt in zip(batch, prompts, strict=True):
+                check_ids(model, tokenizer, prompt, f"the prompt of record {record.id}")
             longest = max(map(len, prompts))
             pads = [longest - len(prompt) for prompt in prompts]
             rows = [[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
@@ -61,7 +67,7 @@ def write_answers(
                 torch.tensor(rows, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
                 eos_token_id=ends or None,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=0,  # any: what is behind an answer's end is cut off
                 **decoding.arguments(record.id for record in batch),
             )
             for record, ids in zip(batch, output[:, longest:].tolist(), strict=True):

@@ -56,12 +56,12 @@ def av_eval(model, domains, data, split, dtype, device, answers, decoding, judgi
         raise click.UsageError("two of the domains have the same name")
 
     from mergekit_av.base import base_or_default
-    from mergekit_av.chat import ensure_chat_template
+    from mergekit_av.chat import cut_notice, ensure_chat_template
     from mergekit_av.checkpoint import Checkpoint, fingerprint
     from mergekit_av.models import load_model, load_tokenizer, resolve
     from mergekit_av.records import load_records, require_splits
 
-    from .accuracy import as_json, evaluate, table
+    from .accuracy import as_json, evaluate, left_out, table
     from .answers import write_answers
     from .judged import judged_table
     from .judging import judge_model
@@ -77,6 +77,10 @@ def av_eval(model, domains, data, split, dtype, device, answers, decoding, judgi
         tokenizer = load_tokenizer(source)
         if notice := ensure_chat_template(tokenizer):
             click.echo(f"{source}: {notice}", err=True)
+        if notice := cut_notice(
+            tokenizer, [r for some in records for r in some if r.split == split]
+        ):
+            click.echo(notice, err=True)
 
         identity = fingerprint(Checkpoint(resolve(source))) if json_file or judge else None
         report = {
@@ -97,10 +101,8 @@ def av_eval(model, domains, data, split, dtype, device, answers, decoding, judgi
         click.echo(f"{source} ({report['dtype']} on {report['device']}), {split} records")
         click.echo(table(results))
         for result in results:
-            if result.too_long:
-                click.echo(
-                    f"{result.domain}: {len(result.too_long)} records left out, longer than the context"
-                )
+            for line in left_out(result.domain, result.too_long, result.equal):
+                click.echo(line)
         for name, pairs in written.items():
             for id, answer in pairs.items():
                 click.echo(f"\n{name}, {id}: {answer}")

@@ -94,8 +94,10 @@ def _check(told: Mapping[str, Any]) -> None:
         if type(told.get(name, kind())) is not kind:
             raise click.BadParameter(f"{name}={told[name]}: must be of type {kind.__name__}")
     choices = {name: value for name, value in told.items() if name != "seed"}
-    if not choices:
-        raise click.BadParameter("a seed alone changes nothing: name do_sample=true with it")
+    if "seed" in told and not told.get("do_sample"):
+        raise click.BadParameter(
+            "a seed changes nothing where nothing is drawn: name do_sample=true with it"
+        )
     try:
         for name, processor in PROCESSORS.items():
             if name in told:

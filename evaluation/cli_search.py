@@ -17,7 +17,15 @@ from mergekit_av.errors import AVError
 from mergekit_av.files import check_file, check_writable, write_whole
 from mergekit_av.locks import locked
 
-from .inputs import load_all_records, load_domains, machine, open_vectors, tokenizer_of, versions
+from .inputs import (
+    load_all_records,
+    load_domains,
+    machine,
+    open_vectors,
+    tell,
+    tokenizer_of,
+    versions,
+)
 from .options import answer_options, model_options, record_options, vector_options
 
 if TYPE_CHECKING:
@@ -188,6 +196,7 @@ def av_search(
         # Without a limit to the damage, only what is found is looked at.
         validation = chosen_records(wanted, "validation", bool(generate) and tolerance < math.inf)
         test = chosen_records(scored, "test", bool(generate))
+        tell(tokenizer, (*validation.scored, *test.scored))
         search = Search(evaluator, question, goals, chosen, validation, budget)
         report = SearchReport(
             source={

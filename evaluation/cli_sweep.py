@@ -17,7 +17,15 @@ from mergekit_av.errors import AVError
 from mergekit_av.files import write_whole
 from mergekit_av.locks import locked
 
-from .inputs import load_all_records, load_domains, machine, open_vectors, tokenizer_of, versions
+from .inputs import (
+    load_all_records,
+    load_domains,
+    machine,
+    open_vectors,
+    tell,
+    tokenizer_of,
+    versions,
+)
 from .options import answer_options, model_options, record_options, vector_options
 
 if TYPE_CHECKING:
@@ -131,6 +139,7 @@ def av_sweep(
                 task(domain, "test", generate, decoding.max_new_tokens) if generate else None,
             )
         )
+    tell(tokenizer, [task for plan in plans for task in plan.tasks])
     report = Report(
         {
             "base": source,
@@ -300,8 +309,13 @@ def _write_card(
 def _counts(plans: list[Plan]) -> dict[str, str]:
     """How many records each task scores, for the report."""
     tasks = {(task.name, task.split): task for plan in plans for task in plan.tasks}
+
+    def less(task: "Task") -> str:
+        reasons = [(task.too_long, "longer than the context"), (task.equal, "of equal responses")]
+        said = [f"{len(ids)} {why}" for ids, why in reasons if ids]
+        return f" ({', '.join(said)} left out)" if said else ""
+
     return {
-        f"{name} {split}": f"{len(task.records)}"
-        + (f" ({len(task.too_long)} longer than the context left out)" if task.too_long else "")
+        f"{name} {split}": f"{len(task.records)}{less(task)}"
         for (name, split), task in tasks.items()
     }

@@ -63,7 +63,9 @@ class Identity:
             "prompt": job.task.prompt,
             "tokens": job.task.digest,
         }
-        return key if job.decoding is None else {**key, **job.decoding.key()}
+        if job.decoding is None:
+            return key
+        return {**key, **job.task.answers_key(), **job.decoding.key()}
 
 
 class Evaluator:
@@ -95,7 +97,7 @@ class Evaluator:
         """Preference accuracies at a setting."""
         scores = torch.tensor(self._value(Job(lambdas, task)))
         ids = [record.id for record in task.records]
-        return summarise(task.domain, task.split, ids, scores, task.too_long)
+        return summarise(task.domain, task.split, ids, scores, task.too_long, task.equal)
 
     def written(
         self, lambdas: Mapping[str, float], task: Task, decoding: Decoding

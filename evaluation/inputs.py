@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from mergekit_av.records import Record
     from mergekit_av.vector import AlignmentVector
+
+    from .tasks import Task
 
 PACKAGES = ("mergekit-av", "mergekit", "torch", "transformers")
 
@@ -82,6 +84,20 @@ def tokenizer_of(base: str) -> "PreTrainedTokenizerBase":
     if notice := ensure_chat_template(tokenizer):
         click.echo(f"{base}: {notice}", err=True)
     return tokenizer
+
+
+def tell(tokenizer: "PreTrainedTokenizerBase", tasks: "Iterable[Task]") -> None:
+    """Say on stderr, once for all tasks, what of their records is not scored as it stands there."""
+    from mergekit_av.chat import cut_notice
+
+    from .accuracy import left_out
+
+    scored = {(task.name, task.split): task for task in tasks}.values()
+    for task in scored:
+        for line in left_out(f"{task.name} {task.split}", task.too_long, task.equal):
+            click.echo(line, err=True)
+    if notice := cut_notice(tokenizer, [record for task in scored for record in task.records]):
+        click.echo(notice, err=True)
 
 
 def versions() -> dict[str, str]:

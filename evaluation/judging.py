@@ -67,6 +67,7 @@ def _answers(
         "domain": task.name,
         "split": task.split,
         "tokens": task.digest,
+        **task.answers_key(),
         **decoding.key(),
     }
     if key not in judge.store:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from mergekit_av.chat import encode
-from mergekit_av.records import Record
+from mergekit_av.chat import generation_prompt
 
 from .accuracy import Result
 from .evaluator import Evaluator
@@ -64,29 +63,25 @@ def costs(
     Args:
         limit: measure the times of so many records.
     """
-    prompts = [{r.id: _prompt(tokenizer, r) for r in task.records} for task in tasks]
+    prompts = [
+        {r.id: generation_prompt(tokenizer, r.prompt) for r in task.records} for task in tasks
+    ]
     # An instruction may have pushed a record out of the context.
     shared = [id for id in prompts[0] if all(id in side for side in prompts)]
     times: list[list[float]] = [[] for _ in tasks]
-    _first_token(model, tokenizer, prompts[0][shared[0]])  # unmeasured: the first is always slow
+    _first_token(model, prompts[0][shared[0]])  # unmeasured: the first is always slow
     for _ in range(REPEAT):
         for id in shared[:limit]:
             for seconds, side in zip(times, prompts, strict=True):
-                seconds.append(_first_token(model, tokenizer, side[id]))
+                seconds.append(_first_token(model, side[id]))
     return [
         Cost(fmean(len(side[id]) for id in shared), median(seconds))
         for side, seconds in zip(prompts, times, strict=True)
     ]
 
 
-def _prompt(tokenizer: "PreTrainedTokenizerBase", record: Record) -> list[int]:
-    return encode(tokenizer, record.prompt, list(record.responses.values()))[0]
-
-
 @torch.inference_mode()
-def _first_token(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: list[int]
-) -> float:
+def _first_token(model: "PreTrainedModel", prompt: list[int]) -> float:
     ids = torch.tensor([prompt], device=model.device)
     start = time.perf_counter()
     output = model.generate(
@@ -94,7 +89,7 @@ def _first_token(
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=1,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=0,  # nothing is padded
     )
     output.cpu()  # waits for the device
     return time.perf_counter() - start

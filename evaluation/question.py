@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import softmax
 
 from mergekit_av.errors import AVError
+from mergekit_av.votes import votes
 
 # Coefficients, one a vector.
 Point = tuple[float, ...]
@@ -122,10 +123,9 @@ class Landscape:
         margins, smooth = {}, {}
         for domain, levels in question.levels.items():
             values = scores[domain]
-            # A record with two equal scores counts for the better level, which comes first.
-            votes = np.eye(len(levels))[values.argmax(axis=-1)]
-            soft = softmax(values / TEMPERATURE, axis=-1)
-            for found, shares in ((margins, votes.mean(axis=-2)), (smooth, soft.mean(axis=-2))):
+            hard = votes(values) / values.shape[-2]
+            soft = softmax(values / TEMPERATURE, axis=-1).mean(axis=-2)
+            for found, shares in ((margins, hard), (smooth, soft)):
                 for number, level in enumerate(levels):
                     best_other = np.delete(shares, number, axis=-1).max(axis=-1)
                     found[domain, level] = shares[..., number] - best_other

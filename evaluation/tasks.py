@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergekit_av.chat import encode
+from mergekit_av.chat import encode, generation_prompt
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
 from mergekit_av.logprobs import context_length
@@ -23,9 +23,12 @@ class Task:
     """One split of one domain, as it is scored at a setting.
 
     Attributes:
-        records: those that fit the model's context.
-        too_long: ids of the others.
+        records: those that are scored, or answered.
+        too_long: ids of those that do not fit the model's context.
+        equal: ids of those of which two levels have the same response.
         digest: of the tokens: of the records, the chat template and the tokenizer at once.
+        prompts: digest of the prompts that answers are written from, where `digest` does not decide
+            them.
         prompt: the level that an instruction before the query asks for; None without instruction.
     """
 
@@ -35,10 +38,16 @@ class Task:
     too_long: tuple[str, ...]
     digest: str
     prompt: str | None = None
+    equal: tuple[str, ...] = ()
+    prompts: str | None = None
 
     @property
     def name(self) -> str:
         return self.domain.name
+
+    def answers_key(self) -> dict[str, str]:
+        """What a store's key of answers has beside `digest`: nothing where that decides them."""
+        return {"prompts": self.prompts} if self.prompts else {}
 
 
 def make_task(
@@ -62,21 +71,40 @@ def make_task(
     Raises:
         AVError: no record is left.
     """
-    fitting, too_long = choose(model, tokenizer, domain, records, split)
+    fitting, too_long, equal = choose(model, tokenizer, domain, records, split)
     if new_tokens and (context := context_length(model)) is not None:
         room = context - new_tokens
-        fitting = [r for r in fitting if len(encode(tokenizer, r.prompt, [""])[0]) <= room]
+        fitting = [r for r in fitting if len(generation_prompt(tokenizer, r.prompt)) <= room]
         if not fitting:
             raise AVError(
                 f"{domain.name}: no query leaves room for an answer of {new_tokens} tokens in the "
                 f"context of {context}: allow fewer (--max-new-tokens)"
             )
     fitting = fitting[:limit]
+    prompts = _prompts(tokenizer, fitting) if new_tokens else None
     digest = hashlib.sha256()
     for record in fitting:
         tokens = encode(tokenizer, record.prompt, list(record.responses.values()))
         digest.update(json.dumps([record.id, list(record.responses), *tokens]).encode())
-    return Task(domain, split, tuple(fitting), tuple(too_long), digest.hexdigest()[:32], prompt)
+    return Task(
+        domain, split, tuple(fitting), tuple(too_long), digest.hexdigest()[:32], prompt,
+        tuple(equal), prompts,
+    )  # fmt: skip
+
+
+def _prompts(tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]) -> str | None:
+    """A digest of whole prompts; None where each is what stands before its record's responses, and
+    before an empty one: there answers have always been written from the whole prompt."""
+    whole = [generation_prompt(tokenizer, record.prompt) for record in records]
+    try:
+        decided = all(
+            encode(tokenizer, record.prompt, responses)[0] == prompt
+            for prompt, record in zip(whole, records, strict=True)
+            for responses in (list(record.responses.values()), [""])
+        )
+    except AVError:  # a chat template may refuse an empty response
+        decided = False
+    return None if decided else hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
 
 
 def asking_for(

@@ -15,6 +15,7 @@ from .chat import encode
 from .errors import AVError
 from .packing import Row, Sequences, can_pack, hidden_states, length_limit, rows
 from .records import Record
+from .vocabulary import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +39,18 @@ def within_context(
     if limit is None:
         return list(records)
     return [record for record in records if _encode(tokenizer, record).longest <= limit]
+
+
+def with_equal_responses(
+    tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]
+) -> list[Record]:
+    """The records of which no model could prefer one level to all others: two of their responses are
+    the same tokens."""
+    return [
+        record
+        for record in records
+        if len(set(map(tuple, _encode(tokenizer, record).responses))) < len(record.responses)
+    ]
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", record: Record) -> Sequences:
@@ -76,7 +89,7 @@ def mean_log_probs(
         return torch.empty(0, 0)
     encoded = [_encode(tokenizer, record) for record in records]
     for record, sequences in zip(records, encoded, strict=True):
-        _check(model, record, sequences)
+        _check(model, tokenizer, record, sequences)
     result = torch.empty(len(records), len(records[0].responses))
     with tqdm(total=len(records), desc=progress, unit="record", disable=progress is None) as bar:
         for indices, scores in _score(model, encoded):
@@ -91,18 +104,21 @@ def mean_log_probs(
     return result
 
 
-def _check(model: "PreTrainedModel", record: Record, sequences: Sequences) -> None:
-    limit, vocabulary = context_length(model), model.get_input_embeddings().weight.shape[0]
+def _check(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    record: Record,
+    sequences: Sequences,
+) -> None:
+    limit = context_length(model)
     if limit is not None and sequences.longest > limit:
         raise AVError(f"record {record.id}: {sequences.longest} tokens, the context has {limit}")
     if not sequences.prompt:
         raise AVError(f"record {record.id}: no token of the prompt stands before the response")
     if not all(sequences.responses):
         raise AVError(f"record {record.id}: a response without tokens has no log-probability")
-    if max(map(max, [sequences.prompt, *sequences.responses])) >= vocabulary:
-        raise AVError(
-            f"record {record.id}: a token beyond the model's {vocabulary}: other tokenizer?"
-        )
+    ids = map(max, [sequences.prompt, *sequences.responses])
+    check_ids(model, tokenizer, ids, f"record {record.id}")
 
 
 def _score(

@@ -7,6 +7,12 @@ import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test forgets, nothing asks the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tiny models, threads only wait for one another
+# Where torch is told to take the processor for an older one, its oneDNN must be told as well: else
+# attention in bfloat16 is sent to instructions that torch then refuses.
+os.environ.setdefault(
+    "ONEDNN_MAX_CPU_ISA",
+    {"default": "SSE41", "avx2": "AVX2"}.get(os.environ.get("ATEN_CPU_CAPABILITY"), "DEFAULT"),
+)
 
 from pathlib import Path
 

@@ -2,17 +2,20 @@
 
 import copy
 import json
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import CHAT_TEMPLATE, make_model, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
-from mergekit_av.evaluation.accuracy import as_json, evaluate, summarise, table
+from mergekit_av.evaluation.accuracy import as_json, evaluate, summarise, table, wilson
 from mergekit_av.logprobs import mean_log_probs
 from mergekit_av.records import Record
 
@@ -39,7 +42,7 @@ def won(*counts: int):
 @given(st.data())
 def test_shares_add_up_to_one_and_everything_is_json(data):
     levels = data.draw(st.integers(2, 6))
-    # Few values, so that ties are common.
+    # Few values, so that equal scores are common.
     row = st.lists(st.sampled_from([-3.5, -2.0, -1.0]), min_size=levels, max_size=levels)
     scores = data.draw(st.lists(row, min_size=1, max_size=20))
     domain = Domain("tone", {f"level {i}": "" for i in range(levels)})
@@ -47,10 +50,10 @@ def test_shares_add_up_to_one_and_everything_is_json(data):
     shares = [share.value for share in result.accuracy.values()]
     assert sum(shares) == pytest.approx(1) and result.records == len(scores)
     for level, share in result.accuracy.items():
-        # Computed the obvious way: a level wins where it is the first with the highest score.
+        # Computed the obvious way: the levels with the highest score share the record.
         i = list(domain.levels).index(level)
-        wins = sum(row.index(max(row)) == i for row in scores)
-        assert share.value == pytest.approx(wins / len(scores))
+        wins = sum(Fraction(row[i] == max(row), row.count(max(row))) for row in scores)
+        assert share.value == pytest.approx(float(wins / len(scores)))
         assert 0 <= share.low <= share.value <= share.high <= 1
         mean = result.mean_log_prob[level]
         assert mean.value == pytest.approx(sum(row[i] for row in scores) / len(scores))
@@ -72,6 +75,26 @@ def test_shares_add_up_to_one_and_everything_is_json(data):
 def test_the_intervals_of_shares_are_wilsons(wins, count, low, high):
     share = won(wins, count - wins).accuracy["level 0"]
     assert (share.low, share.high) == pytest.approx((low, high), abs=5e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_the_intervals_of_whole_records_are_scipys_to_the_last_bit(counts):
+    won, count = counts
+    expected = stats.binomtest(won, count).proportion_ci(0.95, method="wilson")
+    share = wilson(won, count)
+    assert (share.value, share.low, share.high) == (won / count, expected.low, expected.high)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.data())
+def test_the_interval_of_a_part_of_a_record_lies_between_its_neighbours(count, data):
+    won = data.draw(st.integers(0, 12 * (count - 1))) / 12
+    before, share, after = wilson(int(won), count), wilson(won, count), wilson(int(won) + 1, count)
+    assert 0 <= share.low <= share.value <= share.high <= 1
+    for end in ("low", "value", "high"):
+        assert getattr(before, end) <= getattr(share, end) + 1e-12
+        assert getattr(share, end) <= getattr(after, end) + 1e-12
 
 
 def test_the_intervals_of_means_are_students():
@@ -101,9 +124,17 @@ def test_the_dominant_level_has_the_highest_accuracy_alone_and_above_chance(wins
     assert won(*wins).dominant == dominant
 
 
-def test_a_record_with_two_highest_scores_counts_for_the_better_level():
+def test_levels_with_the_same_highest_score_share_the_record():
     result = summary([[-2.0, -1.0, -1.0], [-1.0, -1.0, -1.0]])
-    assert [share.value for share in result.accuracy.values()] == [0.5, 0.5, 0]
+    shares = [share.value for share in result.accuracy.values()]
+    assert shares == pytest.approx([1 / 6, 5 / 12, 5 / 12])
+    # Whatever their order: the first level has no advantage, and none of two equals is dominant.
+    mirrored = summary([[-1.0, -1.0, -2.0], [-1.0, -1.0, -1.0]])
+    assert [share.value for share in mirrored.accuracy.values()] == shares[::-1]
+    assert result.dominant is mirrored.dominant is None
+    # Thirds add up to a whole that is no more than another.
+    thirds = [[-1.0, -1.0, -1.0]] * 3
+    assert summary([*thirds, [-1.0, -2.0, -2.0], [-2.0, -1.0, -2.0]]).dominant is None
 
 
 def test_one_record_has_a_share_a_mean_and_no_interval_of_the_mean():
@@ -158,6 +189,29 @@ def test_records_longer_than_the_context_are_left_out_and_named(tiny):
     assert (result.records, result.too_long) == (2, ["endless"])
     assert list(result.scores) == ["a", "c"]
     assert as_json(result)["too_long"] == ["endless"]
+
+
+def test_records_with_equal_responses_are_left_out_and_named(tiny):
+    model, tokenizer = tiny
+    trimming = copy.deepcopy(tokenizer)
+    trimming.chat_template = CHAT_TEMPLATE.replace(
+        "{{ message['content'] }}", "{{ message['content'] | trim }}"
+    )
+    same, spaced = toned("same"), toned("spaced")
+    same.responses["cold"] = same.responses["neutral"]
+    spaced.responses["cold"] = f" {spaced.responses['warm']} "
+    records = [same, toned("a"), spaced]
+    # What the template makes alike is alike.
+    asked = [replace(r, prompt=({"role": "user", "content": r.query},)) for r in records]
+    for some, found, expected in (
+        (records, tokenizer, ["same"]), (asked, tokenizer, ["same"]), (asked, trimming, ["same", "spaced"]),
+    ):  # fmt: skip
+        result = evaluate(model, found, THREE, some, progress=False)
+        assert (result.equal, result.too_long) == (expected, [])
+        assert result.records == len(result.scores) == 3 - len(expected)
+        assert as_json(result)["equal"] == expected
+    with pytest.raises(AVError, match=r"^tone: in each of the 1 records two levels have the same"):
+        evaluate(model, tokenizer, THREE, [same])
 
 
 def test_nothing_to_score_is_one_line(tiny):

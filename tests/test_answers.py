@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_model, make_tokenizer
+from conftest import ARCHITECTURES, CHAT_TEMPLATE, make_model, make_tokenizer
 
+from mergekit_av import AVError
 from mergekit_av.evaluation.answers import Answer, write_answers
 from mergekit_av.evaluation.decoding import Decoding
 from mergekit_av.models import load_model, load_tokenizer
@@ -56,6 +57,44 @@ def test_greedy_is_the_most_probable_token_each_time(tmp_path):
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         text = tokenizer.decode(ids[0, start.shape[1] :], skip_special_tokens=True)
         assert answers[record.id].text == text.strip()
+
+
+def test_an_answer_is_written_from_the_whole_prompt_of_the_template(tmp_path):
+    model, tokenizer = loud(tmp_path / "model")
+    # Before a response the template writes no <think>, and an empty response it refuses.
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(
+        "<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}"
+    ).replace(
+        "{% for message in messages %}",
+        "{% for message in messages %}{% if not message['content'] %}{{ raise_exception('empty') }}{% endif %}",
+    )
+    [record] = records([asked("Why?")])
+    ids = tokenizer.apply_chat_template(
+        list(record.prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    assert tokenizer.decode(ids[0]).endswith("<|assistant|><think>\n")
+    written = model.generate(ids, do_sample=False, max_new_tokens=8, pad_token_id=0)
+    expected = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    [answer] = write_answers(model, tokenizer, [record], Decoding(8), progress=False).values()
+    assert answer.text == expected
+
+
+def test_a_prompt_that_a_response_would_be_joined_to_is_answered_as_it_is(tmp_path):
+    model, tokenizer = loud(tmp_path / "model")
+    [record] = records(["Once upon a ti"])
+    ids = tokenizer(record.prompt, return_tensors="pt").input_ids
+    written = model.generate(ids, do_sample=False, max_new_tokens=8, pad_token_id=0)
+    expected = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    [answer] = write_answers(model, tokenizer, [record], Decoding(8), progress=False).values()
+    assert answer.text == expected
+
+
+def test_a_token_of_the_prompt_without_an_embedding_is_one_line(tmp_path):
+    model, tokenizer = loud(tmp_path / "model")
+    tokenizer.add_tokens(["<think>"])
+    [record] = records(["Well <think>"])
+    with pytest.raises(AVError, match=r"^the prompt of record 0: .*'<think>' has the id 600"):
+        write_answers(model, tokenizer, [record], Decoding(1), progress=False)
 
 
 def test_more_records_than_are_written_at_a_time(tmp_path):

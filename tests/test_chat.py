@@ -11,7 +11,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from mergekit_av.chat import PLAIN_NOTICE, encode, ensure_chat_template
+from mergekit_av.chat import (
+    PLAIN_NOTICE,
+    cut_notice,
+    encode,
+    ensure_chat_template,
+    generation_prompt,
+)
 from mergekit_av.domains import load_domain
 from mergekit_av.errors import AVError
 from mergekit_av.records import Record, load_records
@@ -165,6 +171,46 @@ def test_plain_text_without_an_end_of_sequence_token_is_scored_as_it_is(tmp_path
     tokenizer.eos_token = None
     prompt, (response,) = encode(tokenizer, "Why?", [" Because."])
     assert tokenizer.decode(prompt) + tokenizer.decode(response) == "Why? Because."
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_what_is_answered_is_the_whole_prompt_and_where_scoring_has_less_it_is_said(
+    tmp_path, template
+):
+    tokenizer = tokenizer_with(tmp_path, template)
+    ensure_chat_template(tokenizer)
+    records = conversations()
+    for record in records:
+        whole = tokenizer.apply_chat_template(
+            list(record.prompt), add_generation_prompt=True, return_dict=True
+        )
+        assert generation_prompt(tokenizer, record.prompt) == whole["input_ids"]
+    notice = cut_notice(tokenizer, records)
+    if template == THOUGHTS_IN_PROMPT:
+        assert "the end of 3 of 3 generation prompts, such as '<think></think>', is left" in notice
+    else:
+        assert notice is None
+
+
+def test_the_end_of_a_plain_prompt_that_a_response_is_joined_to_is_said_to_be_left_out(tmp_path):
+    tokenizer = tokenizer_with(tmp_path, None)
+    joined = PLAIN_TEXTS[1]
+    assert generation_prompt(tokenizer, joined.prompt) == tokenizer(joined.prompt)["input_ids"]
+    assert "the end of 1 of 2 generation prompts, such as 'i'" in cut_notice(
+        tokenizer, [PLAIN_TEXTS[0], joined]
+    )
+
+
+def test_no_answer_is_written_behind_an_end_that_the_tokenizer_adds(tmp_path):
+    tokenizer = tokenizer_with(tmp_path, None)
+    bare = tokenizer("Once")["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|end|>", special_tokens=[("<|end|>", tokenizer.eos_token_id)]
+    )
+    assert tokenizer("Once")["input_ids"] == [*bare, tokenizer.eos_token_id]
+    assert generation_prompt(tokenizer, "Once") == bare
+    assert generation_prompt(tokenizer, "Once<|end|>")[-1] == tokenizer.eos_token_id
+    assert cut_notice(tokenizer, [Record("a", "Once", {"x": " a", "y": " b"}, "test")]) is None
 
 
 def test_a_tokenizer_without_a_chat_template_gets_the_plain_one_and_says_so(tmp_path):

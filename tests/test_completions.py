@@ -155,7 +155,9 @@ PASSING = {
 @pytest.mark.parametrize("what", PASSING)
 def test_what_passes_is_retried(chat, what):
     chat.faults = [Fault(**vars(PASSING[what]))]
-    (done,) = ask(client(chat, timeout=0.5), "hello").values()
+    # Short where the time runs out; elsewhere no machine is that slow.
+    timeout = 0.5 if chat.faults[0].stall else 60
+    (done,) = ask(client(chat, timeout=timeout), "hello").values()
     assert done.text == "This is what I have to say."
     assert chat.faults[0].times == 0
 
@@ -193,7 +195,7 @@ def test_what_does_not_pass_is_told_in_one_line(chat, what, monkeypatch):
     fault, message = TOLD[what]
     chat.faults = [Fault(**vars(fault))]
     with pytest.raises(AVError) as caught:
-        ask(client(chat, timeout=0.3, retries=0), "hello")
+        ask(client(chat, timeout=0.3 if fault.stall else 60, retries=0), "hello")
     told = str(caught.value)
     assert message in told
     assert "\n" not in told and KEY not in told
@@ -315,10 +317,10 @@ def test_a_budget_in_dollars_needs_a_price():
 def test_an_endpoint_that_lasts_is_not_waited_for_at_the_end(chat):
     """Requests under way when one fails for good are waited for no longer than their time-out."""
     chat.faults = [
-        Fault(stall=3, when=lambda body: body["messages"][0]["content"] == "slow"),
+        Fault(stall=30, when=lambda body: body["messages"][0]["content"] == "slow"),
         Fault(401, when=lambda body: body["messages"][0]["content"] == "bad"),
     ]
     begun = time.monotonic()
     with pytest.raises(AVError):
         ask(client(chat, timeout=0.4, retries=0), "slow", "bad")
-    assert time.monotonic() - begun < 2.5
+    assert time.monotonic() - begun < 20

@@ -15,8 +15,9 @@ from training_runs import (
     write_domain,
 )
 
-from mergekit_av.models import load_model
-from mergekit_av.training.held import IDS, PADDING, PROMPT, collate, drift
+from mergekit_av import AlignmentVector, load_domain, load_records
+from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.training.held import IDS, PADDING, PROMPT, collate, drift, held_texts
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,35 @@ def test_the_vector_says_what_was_held_and_how_far_it_drifted(trained):
     drifts = [entry["drift"] for entry in history["losses"] if "loss" in entry]
     assert drifts[0] == 0 and max(drifts) > 0.1
     assert not {"held", "hold_weight"} & set(training(trained / "avs/free"))
+
+
+def test_the_validation_loss_is_what_is_optimised(tmp_path, base):
+    # Held texts differ by split: those of validation count in the validation loss, and only they.
+    domain = write_domain(tmp_path)
+    write_domain(tmp_path, "manners", of="friend")
+    command = ["--domain", domain, "--hold", "manners.yml", "--hold-weight", 3, "--base", base]
+    whole = ["--dtype", "float32", "--bf16", "false", "--num_train_epochs", "1"]
+    whole += ["--per_device_eval_batch_size", "8"]
+    ended = av_train(tmp_path, *command, *BOTH, "--lambdas", "1", *whole)
+    assert ended.code == 0, ended.err
+    logged = {e["step"]: e for e in training(tmp_path / "avs/tone")["losses"] if "eval_loss" in e}
+    # The vector is that of the lowest loss.
+    lowest = min(logged.values(), key=lambda entry: entry["eval_loss"])
+    assert lowest["eval_drift"] > 0
+    records = load_records(load_domain(domain))
+    held_out = torch.tensor([record.split == "validation" for record in records])
+    gain = gains(tmp_path / "avs/tone", domain, base, 1)[held_out]
+    ipo = torch.cat([(gain[:, i] - gain[:, i + 1] - 2) ** 2 for i in (0, 1)]).mean().item()
+    assert lowest["eval_loss"] == pytest.approx(ipo + 3 * lowest["eval_drift"], rel=1e-3)
+    # Beside eight pairs in one batch, the first eight of the shuffled texts.
+    others = load_records(load_domain(tmp_path / "manners.yml"))
+    tokenizer, model = load_tokenizer(base), load_model(base)
+    texts = held_texts([r for r in others if r.split == "validation"], tokenizer, None, 42)[:8]
+    batch = collate([{IDS: ids, PROMPT: prompt} for ids, prompt in texts])
+    moved = AlignmentVector.open(tmp_path / "avs/tone").apply_to(load_model(base))
+    with torch.no_grad():
+        found = drift(moved, dict(model.named_parameters()), batch[IDS], batch[PROMPT]).item()
+    assert lowest["eval_drift"] == pytest.approx(found, rel=1e-3)
 
 
 def test_a_killed_run_continues_to_the_same_vector(tmp_path, base, trained):
@@ -96,6 +126,7 @@ def test_each_of_several_domains_is_held_where_it_is_not_trained(tmp_path, base)
         (["--hold", "manners.yml", "--hold-weight", "0"], "--hold-weight"),
         (["--hold", "manners.yml", "--hold-weight", "nan"], "--hold-weight must be a number"),
         (["--hold", "untrained.yml"], "untrained: none of the 4 records is in the train split"),
+        (["--hold", "blind.yml"], "blind: none of the 12 records is in the validation split"),
         (["--hold-weight", "2"], "--hold-weight goes with --hold"),
         (
             ["--hold", "manners.yml", "--max_length", "40"],
@@ -107,6 +138,7 @@ def test_what_cannot_be_held_is_refused(tmp_path, base, options, says):
     write_domain(tmp_path)
     write_domain(tmp_path, "manners", of="friend " * 100)
     write_domain(tmp_path, "untrained", train=0)
+    write_domain(tmp_path, "blind", validation=0)
     ended = av_train(tmp_path, "--domain", "tone.yml", "--base", base, *options)
     assert ended.code in (1, 2) and says in ended.err, ended.err
     assert "Traceback" not in ended.err and not list(tmp_path.glob("*/*"))

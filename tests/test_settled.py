@@ -1,6 +1,7 @@
 """av-train without --lambdas: each level at a λ of its own, but for what the base prefers already."""
 
 import json
+import re
 
 import pytest
 from test_training import LEARNS
@@ -10,6 +11,9 @@ from mergekit_av import load_domain, load_records, mean_log_probs
 from mergekit_av.models import load_model, load_tokenizer
 
 SPECTRUM = ["--setting", "spectrum", *LEARNS, "--num_train_epochs", "1"]
+
+
+LOADED = re.compile("Loading weights: 100%")  # transformers' bar
 
 
 def put(folder, base, place: int) -> None:
@@ -38,8 +42,25 @@ def test_a_middle_level_that_the_base_prefers_is_not_trained(tmp_path, base, pre
     found = training(tmp_path / "avs/tone")
     assert found["lambdas"] == lambdas
     assert (found["loss_type"], found["loss_weights"]) == (["ipo", "sft"], [0.5, 1.0])
+    # The model that was scored is the one that is trained.
+    assert len(LOADED.findall(ended.err)) == 1
     says = "the base prefers neutral on 12 of 12 records: λ = 0 gives it, it is not trained"
     assert (says in ended.err) == (preferred == 1)
+
+
+def test_where_equal_responses_are_preferred_nothing_is_settled(tmp_path, base):
+    write_domain(tmp_path)
+    put(tmp_path, base, 1)
+    rows = [json.loads(line) for line in (tmp_path / "tone.jsonl").read_text("utf-8").splitlines()]
+    # In three of twelve, all that the base could prefer is at two levels.
+    for row in rows[:3]:
+        row["responses"]["cold"] = row["responses"]["neutral"]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "tone.jsonl").write_text(text, "utf-8")
+    ended = av_train(tmp_path, "--domain", "tone.yml", "--base", base, *SPECTRUM)
+    assert ended.code == 0, ended.err
+    assert "the base prefers neutral on 9 of 9 records" in ended.err
+    assert "3 of 32 pairs are left out: both responses are the same" in ended.err
 
 
 def test_what_is_typed_wins(tmp_path, base):

@@ -1,5 +1,8 @@
 """Settings, what is measured at them, and that nothing is measured twice."""
 
+import copy
+import hashlib
+import json
 import shutil
 from decimal import Decimal
 
@@ -12,6 +15,7 @@ from merging import make_recipe, merge
 from sweeping import few, row, write_rows
 
 from mergekit_av import AVError
+from mergekit_av.chat import encode
 from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import load_domain
 from mergekit_av.evaluation.accuracy import evaluate
@@ -104,6 +108,56 @@ def tokenizer(base):
     return load_tokenizer(base)
 
 
+def digest_of(tokenizer, records) -> str:
+    """What the store's keys have called the tokens of records from the first release on."""
+    digest = hashlib.sha256()
+    for record in records:
+        tokens = encode(tokenizer, record.prompt, list(record.responses.values()))
+        digest.update(json.dumps([record.id, list(record.responses), *tokens]).encode())
+    return digest.hexdigest()[:32]
+
+
+def test_answers_to_a_cut_prompt_are_kept_under_a_key_of_their_own(network, tokenizer, tmp_path):
+    domain, records = few(tmp_path)
+    identity = Identity("base", {}, "nearest", 0, "float32")
+
+    def key(template: str, decoding: Decoding | None) -> dict:
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = template
+        task = make_task(
+            network, other, domain, records, "test", limit=2,
+            new_tokens=decoding.max_new_tokens if decoding else 0,
+        )  # fmt: skip
+        found = identity.key(Job({}, task, decoding))
+        assert found["tokens"] == digest_of(other, task.records)
+        return found
+
+    ordinary = {
+        "base": "base", "vectors": [], "rounding": None, "seed": None, "dtype": "float32",
+        "domain": "medical", "split": "test", "prompt": None,
+    }  # fmt: skip
+    thinking, wondering = (
+        CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", f"<|assistant|>{end}{{% endif %}}")
+        for end in ("<think>", "<think> ")
+    )
+    for template in (CHAT_TEMPLATE, thinking):
+        found = key(template, None)
+        assert list(found) == [*ordinary, "tokens"] and ordinary.items() <= found.items()
+    answered = key(CHAT_TEMPLATE, Decoding(4))
+    assert list(answered) == [*ordinary, "tokens", "max_new_tokens"]
+    # The same tokens are scored, and others answered.
+    cut, other = key(thinking, Decoding(4)), key(wondering, Decoding(4))
+    assert cut["tokens"] == answered["tokens"] == other["tokens"]
+    assert cut.keys() - answered.keys() == {"prompts"} and cut["prompts"] != other["prompts"]
+
+
+def test_a_record_with_equal_responses_is_no_part_of_a_task(network, tokenizer, tmp_path):
+    domain = load_domain("medical")
+    data = write_rows(tmp_path / "some.jsonl", [row("a"), row("b", generic="Take 5 mg.")])
+    task = make_task(network, tokenizer, domain, load_records(domain, data), "test")
+    assert ([record.id for record in task.records], task.equal) == (["a"], ("b",))
+
+
 def test_a_task_takes_the_first_records_of_its_split(network, tokenizer, tmp_path):
     domain, records = few(tmp_path, test=4, validation=3)
     task = make_task(network, tokenizer, domain, records, "validation", limit=2)
@@ -146,7 +200,7 @@ def test_the_instruction_stands_before_the_query(network, tokenizer):
         {"role": "assistant", "content": "Hello."},
         {"role": "user", "content": "What helps?"},
     )
-    responses = dict.fromkeys(domain.levels, "Yes.")
+    responses = {level: f"Yes, {level}." for level in domain.levels}
     records = [Record("a", turns, responses, "test"), Record("b", "What?", responses, "test")]
     bare = make_task(network, tokenizer, domain, records, "test")
     asked = asking_for(network, tokenizer, bare, "generic")

@@ -1,6 +1,7 @@
 """av-train: from records to an alignment vector, in one process and in two."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -271,7 +272,11 @@ def test_torchrun_starts_the_command_in_two_processes(tmp_path, command):
     programs = Path(sys.executable).parent
     torchrun = [programs / "torchrun", "--nproc_per_node", "2", "--no-python"]
     paper = [programs / "av-train", "--setting", "paper", *command]
-    ended = subprocess.run([*torchrun, *paper], cwd=tmp_path, capture_output=True, text=True)
+    # At a port of its own: torchrun's default one may be another program's.
+    alone = {**os.environ, "PET_STANDALONE": "1"}
+    ended = subprocess.run(
+        [*torchrun, *paper], cwd=tmp_path, env=alone, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     history = training(tmp_path / "avs/tone")
     assert (history["processes"], history["steps"]) == (2, 3)

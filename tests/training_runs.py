@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 import yaml
 from processes import Ended, finish
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_probs
 from mergekit_av.models import load_model, load_tokenizer
@@ -92,18 +92,22 @@ def start(
             `write runs/tone/history.json`, `read …`, `rename A -> B`, `rmtree runs/tone/data`.
         largest_file: bytes; writing more fails, as on a full disk.
     """
-    # The paper's, unless a test says another one: it is the cheapest.
-    options = ["--setting", "paper", *map(str, options)]
+    # The paper's, unless a test says another one: it is the cheapest. And float32 products, on every
+    # processor the same: the default is bfloat16 where there are instructions for it.
+    options = ["--setting", "paper", "--bf16", "false", *map(str, options)]
     arguments = options, kill_at, times, environment or {}
     return processes.start(_run, folder, *arguments, largest_file=largest_file)
 
 
 def in_two_processes(folder: Path, *options: object, **how: object) -> list[Ended]:
     """Run av-train in two processes that know of one another, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # Like torchrun's agent, this process has the store in which they meet: at a port that the system
+    # gives it, and that nobody else can take before they are there.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    world = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
     both = [
         start(folder, *options, environment={**world, "RANK": rank, "LOCAL_RANK": rank}, **how)
         for rank in ("0", "1")

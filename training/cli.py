@@ -1,5 +1,6 @@
 """`av-train`: from records to an alignment vector."""
 
+import functools
 import gc
 import logging
 import math
@@ -146,14 +147,15 @@ def av_train(
     still = {}
     for domain in others:
         texts = load_records(domain)
-        require_splits(texts, "train", source=domain.name)
-        still[domain.name] = _training(texts, max_records)
+        require_splits(texts, "train", "validation", source=domain.name)
+        still[domain.name] = [r for r in _first(texts, max_records) if r.split != "test"]
     if len(chosen) == 1 and chosen[0].name in still:
         raise click.UsageError(f"--hold: {chosen[0].name} is what is trained")
 
     from mergekit_av.base import DEFAULT_BASE, base_or_default
 
     from .arguments import training_arguments
+    from .base import load_base
     from .dpo import Job, check, train
     from .processes import in_main_process
     from .settled import lambdas_for
@@ -161,6 +163,7 @@ def av_train(
     # transformers announces that fields which TRL uses are to be renamed; no user can help it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("trl.trainer.dpo_trainer").addFilter(_not_said_by_us)
     logging.getLogger("mergekit_av").setLevel(logging.INFO)
     jobs = [
         Job(
@@ -198,9 +201,10 @@ def av_train(
         in_main_process(lambda: check_access(push_to_hub))
     in_main_process(lambda: base_or_default(base))
     for job in jobs:
+        load = functools.cache(functools.partial(load_base, job.base))
         if setting == "spectrum" and not (lambdas or joint or job.done):
-            job = replace(job, lambdas=lambdas_for(job.base, job.domain, job.records))
-        vector = train(job)
+            job = replace(job, lambdas=lambdas_for(load, job.domain, job.records))
+        vector = train(job, load)
         gc.collect()  # a Trainer is part of a cycle; the next model needs the room
         if vector is not None:
             click.echo(summary(vector))
@@ -216,11 +220,13 @@ av_train.epilog = EPILOG
 
 def _first(records, count):
     """The first so many training records, all where there is no count; and all others."""
-    return _training(records, count) + [record for record in records if record.split != "train"]
+    training = [record for record in records if record.split == "train"]
+    return training[:count] + [record for record in records if record.split != "train"]
 
 
-def _training(records, count):
-    return [record for record in records if record.split == "train"][:count]
+def _not_said_by_us(record):
+    """Whether a message of TRL's is news: that prompts are cut, we say ourselves, and shorter."""
+    return "is not a prefix of the tokenized" not in record.getMessage()
 
 
 def _once(option, names):

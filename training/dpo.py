@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
@@ -24,7 +25,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
-from mergekit_av.chat import encode, ensure_chat_template
+from mergekit_av.chat import cut_sentence, encode, left_out
 from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.domains import Domain
 from mergekit_av.errors import AVError
@@ -32,16 +33,18 @@ from mergekit_av.extraction import VECTOR, extract
 from mergekit_av.files import check_vacant
 from mergekit_av.locks import locked
 from mergekit_av.logprobs import context_length
-from mergekit_av.models import load_model, load_tokenizer, refuse_vector, resolve
+from mergekit_av.models import load_model, refuse_vector, resolve
 from mergekit_av.records import Record, require_splits
 from mergekit_av.vector import METADATA, AlignmentVector
+from mergekit_av.vocabulary import check_ids
 
+from .base import Base, load_base
 from .checkpoints import MarkWhole, is_last, newest_whole
 from .defaults import HOLD, PATIENCE
 from .held import beside, held_texts
-from .pairs import LAMBDA, Pairing, preference_pairs, spectrum_pairs
+from .pairs import LAMBDA, Pairing, preference_pairs, spectrum_pairs, with_different_responses
 from .processes import in_main_process
-from .restore import RestoringTrainer, check_trainable
+from .restore import RestoringTrainer
 from .run import Run
 from .spectrum import SpectrumTrainer
 from .watch import EvaluateLast, Progress, StopDivergence
@@ -55,6 +58,8 @@ REPORTED = (
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
     "max_length", "weight_decay", "max_grad_norm", "optim", "bf16", "fp16", "seed",
 )  # fmt: skip
+# Of what is logged at a step.
+LOGGED = ("step", "loss", "eval_loss", "drift", "eval_drift")
 # How TRL and transformers refuse settings.
 REFUSALS = (ValueError, NotImplementedError, ImportError)
 REFUSED = ("to be installed", "`metric_for_best_model`")
@@ -72,7 +77,8 @@ class Job:
     Attributes:
         out: the AV folder to write.
         lambdas: at which λ it is trained; the paper's is 1 alone. See spectrum.py.
-        held: domain → records on which the vector shall change nothing. See held.py.
+        held: domain → records on which the vector shall change nothing: those of the train split
+            while it is trained, those of the validation split where that is validated. See held.py.
         hold: the weight of these in the loss.
         arguments: of TRL; `output_dir` is the run folder, see run.py.
         dtype: the vector's.
@@ -156,10 +162,13 @@ def check(job: Job) -> None:
     job.run.check(job.resume, job.overwrite)
 
 
-def train(job: Job) -> AlignmentVector | None:
+def train(job: Job, load: Callable[[], Base] | None = None) -> AlignmentVector | None:
     """Train, take the difference of the float32 weights to the base, and write the vector.
 
     With several processes (torchrun) each calls this; only the first writes.
+
+    Args:
+        load: gives the job's base, where it may have been loaded already.
 
     Returns:
         The vector; None in all processes but the first.
@@ -170,10 +179,10 @@ def train(job: Job) -> AlignmentVector | None:
     """
     with contextlib.ExitStack() as held:
         in_main_process(lambda: held.enter_context(job.locked()))
-        return _train(job)
+        return _train(job, load or partial(load_base, job.base))
 
 
-def _train(job: Job) -> AlignmentVector | None:
+def _train(job: Job, load: Callable[[], Base]) -> AlignmentVector | None:
     main = PartialState().is_main_process
     done = job.done
     PartialState().wait_for_everyone()  # all have looked before one changes what they see
@@ -183,7 +192,8 @@ def _train(job: Job) -> AlignmentVector | None:
     with PartialState().main_process_first():
         base = resolve(job.base)
     refuse_vector(base)
-    pupil = None if job.resume and job.run.trained else _Pupil(job, base)
+    trained = job.resume and job.run.trained
+    pupil = None if trained else _Pupil(job, load())
     in_main_process(lambda: _open(job, base))
     if pupil is not None:
         with _library_errors_in_one_line(job.run):
@@ -254,24 +264,28 @@ class _Pupil:
     the texts on which it is held.
 
     Raises:
-        AVError: one of them does not load, or nothing fits.
+        AVError: nothing fits, or a token has no embedding.
     """
 
-    def __init__(self, job: Job, base: Path):
-        self.tokenizer = load_tokenizer(base)
-        notice = ensure_chat_template(self.tokenizer)
-        if notice and PartialState().is_main_process:
-            log.warning("%s: %s", job.base, notice)
-        self.model = load_model(base, dtype="float32", device="cpu")
-        check_trainable(self.model, base)
+    def __init__(self, job: Job, base: Base):
+        self.model, self.tokenizer = base.model, base.tokenizer
+        if padding := job.arguments.pad_token:
+            id = self.tokenizer.convert_tokens_to_ids(padding)
+            check_ids(self.model, self.tokenizer, [id or 0], "--pad_token")
         # A checkpoint leaves tied weights out: nothing is missing, as the Trainer would warn.
         self.model._keys_to_ignore_on_save = set(self.model.all_tied_weights_keys)
         limits = [job.arguments.max_length, context_length(self.model)]
         self.limit = min((limit for limit in limits if limit is not None), default=None)
-        self.cut = _report_cut(job, self.tokenizer, self.limit)
-        held = [record for records in job.held.values() for record in records]
-        seed = job.arguments.seed
-        self.held = held and held_texts(held, self.tokenizer, self.limit, seed)
+        self.cut = _report_cut(job, self.model, self.tokenizer, self.limit)
+        self.teaching = _teaching(job, self.tokenizer, self.limit)
+        self.held = {split: self._held(job, split) for split in SPLITS if job.held}
+
+    def _held(self, job: Job, split: str) -> list[tuple[list[int], int]]:
+        records = [r for records in job.held.values() for r in records if r.split == split]
+        texts = held_texts(records, self.tokenizer, self.limit, job.arguments.seed)
+        used = (max(ids) for ids, _ in texts)
+        check_ids(self.model, self.tokenizer, used, f"the held {split} records")
+        return texts
 
 
 def _align(job: Job, pupil: _Pupil) -> None:
@@ -326,16 +340,19 @@ def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
     callbacks = [MarkWhole(), EvaluateLast(), StopDivergence()]
     if job.arguments.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback(job.patience))
-    make, pairs = SpectrumTrainer, job.run.pairs("train")
+    pairs = {split: job.run.pairs(split) for split in SPLITS}
+    for split, numbers in pupil.teaching.items():
+        if len(numbers) < len(pairs[split]):  # else TRL's caches are found where they are
+            pairs[split] = pairs[split].select(numbers)
+    make = RestoringTrainer if job.one_sided else SpectrumTrainer
     if job.held:
-        make, pairs = partial(SpectrumTrainer, hold=job.hold), beside(pairs, pupil.held)
-    elif job.one_sided:
-        make = RestoringTrainer
+        make = partial(SpectrumTrainer, hold=job.hold)
+        pairs = {split: beside(rows, pupil.held[split]) for split, rows in pairs.items()}
     trainer = make(
         pupil.model,
         args=job.arguments,
-        train_dataset=pairs,
-        eval_dataset=None if job.arguments.eval_strategy == "no" else job.run.pairs("validation"),
+        train_dataset=pairs["train"],
+        eval_dataset=None if job.arguments.eval_strategy == "no" else pairs["validation"],
         processing_class=pupil.tokenizer,
         callbacks=callbacks,
     )
@@ -349,21 +366,53 @@ def _trainer(job: Job, pupil: _Pupil) -> DPOTrainer:
     return trainer
 
 
-def _report_cut(job: Job, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> dict[str, int]:
-    """Count what the limit cuts or leaves out; TRL does both in silence.
+def _teaching(
+    job: Job, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> dict[str, list[int]]:
+    """Split → numbers of the pairs whose responses are not the same: the others teach nothing.
 
     Raises:
-        AVError: it leaves nothing of a split.
+        AVError: nothing is left of a split, or of the training at one of the λ.
     """
-    cut = total = left_out = 0
-    room = set()
+    every = {split: job.pairs(split) for split in SPLITS}
+    shown = None if job.arguments.truncation_mode == "keep_end" else limit
+    kept = {split: with_different_responses(every[split], tokenizer, shown) for split in SPLITS}
+    for split, numbers in kept.items():
+        if not numbers:
+            raise AVError(f"in each of the {split} pairs both responses are the same")
+    at = {every["train"][number].get(LAMBDA) for number in kept["train"]}
+    for row in every["train"]:
+        if row.get(LAMBDA) not in at:
+            raise AVError(
+                f"in each of the train pairs at λ = {row[LAMBDA]:g} both responses are the same"
+            )
+    total, left = (sum(map(len, pairs.values())) for pairs in (every, kept))
+    if left < total and PartialState().is_main_process:
+        log.warning("%d of %d pairs are left out: both responses are the same", total - left, total)
+    return kept
+
+
+def _report_cut(
+    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> dict[str, int]:
+    """Count what the limit cuts or leaves out; TRL does both in silence. Say what of the prompts is
+    left out.
+
+    Raises:
+        AVError: it leaves nothing of a split, or a token that is used has no embedding.
+    """
+    cut = total = left = 0
+    room, ends = set(), []
     records = [record for record in job.records if record.split in SPLITS]
     for record in tqdm(records, desc="Counting tokens", delay=1):
         prompt, responses = encode(tokenizer, record.prompt, list(record.responses.values()))
         total += len(responses)
         if limit is not None and len(prompt) >= limit:
-            left_out += 1
+            left += 1
             continue
+        ends.append(left_out(tokenizer, record.prompt, prompt))
+        used = (max((prompt + ids)[:limit], default=0) for ids in responses)
+        check_ids(model, tokenizer, used, f"record {record.id}")
         room.add(record.split)
         cut += sum(limit is not None and len(prompt) + len(ids) > limit for ids in responses)
     for split in SPLITS:
@@ -377,11 +426,13 @@ def _report_cut(job: Job, tokenizer: PreTrainedTokenizerBase, limit: int | None)
     where = f"the limit of {limit} tokens (--max_length, or the base's context)"
     if cut:
         log.warning("%d of %d responses go beyond %s: cut there", cut, total, where)
-    if left_out:
+    if left:
         log.warning(
-            "%d of %d records are left out: their prompts reach %s", left_out, len(records), where
+            "%d of %d records are left out: their prompts reach %s", left, len(records), where
         )
-    return {"responses_cut": cut, "records_left_out": left_out}
+    if said := cut_sentence(ends):
+        log.warning("%s", said)
+    return {"responses_cut": cut, "records_left_out": left}
 
 
 def _warning(job: Job, state: TrainerState) -> str | None:
@@ -420,7 +471,7 @@ def _history(job: Job, state: TrainerState) -> dict[str, Any]:
         "warning": _warning(job, state),
         **{key: _plain(getattr(job.arguments, key)) for key in REPORTED},
         "losses": [
-            {k: entry[k] for k in ("step", "loss", "eval_loss", "drift") if k in entry}
+            {k: entry[k] for k in LOGGED if k in entry}
             for entry in state.log_history
             if "loss" in entry or "eval_loss" in entry
         ],

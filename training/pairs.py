@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations, pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from mergekit_av.chat import encode
 from mergekit_av.records import Record
 
 from .lambdas import meant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Pairing = Literal["adjacent", "all", "first"]
 LAMBDA = "lambda"
@@ -49,6 +53,22 @@ def spectrum_pairs(
                 if other != chosen and (pairing == "all" or abs(other - chosen) == 1)
             ]
     return rows
+
+
+def with_different_responses(
+    rows: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", limit: int | None
+) -> list[int]:
+    """Numbers of the rows whose responses are not the same tokens, as far as `limit` shows them."""
+
+    def differ(row: dict[str, Any]) -> bool:
+        responses = [row[name] for name in ("chosen", "rejected")]
+        texts = [r if isinstance(r, str) else r[0]["content"] for r in responses]
+        prompt, (chosen, rejected) = encode(tokenizer, row["prompt"], texts)
+        # A prompt that fills the limit is TRL's to leave out.
+        room = None if limit is None or limit <= len(prompt) else limit - len(prompt)
+        return chosen[:room] != rejected[:room]
+
+    return [number for number, row in enumerate(rows) if differ(row)]
 
 
 def _all_pairs(responses: Iterable[str]):

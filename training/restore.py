@@ -16,7 +16,7 @@ from trl import DPOTrainer
 from mergekit_av.checkpoint import Checkpoint
 from mergekit_av.errors import AVError
 from mergekit_av.layout import Layout, named_tensors
-from mergekit_av.models import layout_of, refuse_codes
+from mergekit_av.models import layout_of
 
 
 class RestoringTrainer(DPOTrainer):
@@ -70,12 +70,10 @@ def check_trainable(model: PreTrainedModel, base: Path) -> None:
         base: its folder.
 
     Raises:
-        AVError: the base is quantised, has weights that nothing in its files becomes, or an
-            architecture that transformers saves otherwise than it loads it.
+        AVError: the base has weights that nothing in its files becomes, or an architecture that
+            transformers saves otherwise than it loads it.
     """
-    checkpoint = Checkpoint(base)
-    refuse_codes(checkpoint)
-    of_base = layout_of(checkpoint)
+    of_base = layout_of(Checkpoint(base))
     of_base.check_whole(str(base))
     of_base.check_reversible()
     tensors = named_tensors(model)

@@ -25,7 +25,7 @@ class SpectrumTrainer(RestoringTrainer):
     validation loss is the mean over all rows. A copy of the base stays in memory.
 
     Where a text of another domain is beside each pair (`held.beside`), its drift from the base
-    counts in the training loss, with the weight `hold`.
+    counts in the loss, of training and of validation, with the weight `hold`.
 
     Raises:
         ValueError: the weights are spread over processes (FSDP, DeepSpeed).
@@ -73,7 +73,8 @@ class SpectrumTrainer(RestoringTrainer):
         if texts:
             drift = held.drift(self.model, self._base, *texts)
             everywhere = self.accelerator.gather(drift.detach()).mean().item()
-            self._metrics["train"]["drift"].append(everywhere)
+            mode = "train" if self.model.training else "eval"
+            self._metrics[mode]["drift"].append(everywhere)
             loss = loss + self._hold * drift
         # The chain rule: d/dθ_AV of what is computed at θ_base + λ θ_AV.
         return loss * self._lambda if self.model.training else loss

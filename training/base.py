@@ -1,0 +1,62 @@
+"""The base of a training, loaded once for all that looks at it before it is trained."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from accelerate import PartialState
+
+from mergekit_av.chat import ensure_chat_template
+from mergekit_av.checkpoint import Checkpoint
+from mergekit_av.models import (
+    load_model,
+    load_tokenizer,
+    refuse_codes,
+    refuse_vector,
+    resolve,
+)
+from mergekit_av.vocabulary import ensure_padding
+
+from .restore import check_trainable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+class Base(NamedTuple):
+    """A base that is to be trained.
+
+    Attributes:
+        name: as the user wrote it.
+        model: in float32, on the CPU.
+        tokenizer: with a chat template, and a padding token that the model has an embedding for.
+    """
+
+    name: str
+    folder: Path
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def load_base(name: str) -> Base:
+    """Load a base, from a folder or the Hub.
+
+    Raises:
+        AVError: it or its tokenizer does not load, it is an alignment vector, or no vector could be made
+            of what is trained of it.
+    """
+    with PartialState().main_process_first():
+        folder = resolve(name)
+    refuse_vector(folder)
+    tokenizer = load_tokenizer(folder)
+    notices = [ensure_chat_template(tokenizer)]
+    refuse_codes(Checkpoint(folder))
+    model = load_model(folder, dtype="float32", device="cpu")
+    check_trainable(model, folder)
+    notices.append(ensure_padding(model, tokenizer))
+    if PartialState().is_main_process:
+        for notice in filter(None, notices):
+            log.warning("%s: %s", name, notice)
+    return Base(name, folder, model, tokenizer)
