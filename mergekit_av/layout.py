@@ -10,7 +10,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +78,7 @@ class Layout:
     parameters: set[str]
     ties: dict[str, str]
     _places: dict[str, Place] = field(repr=False)
-    _shim: Any = field(repr=False)
+    _rules: "_Rules" = field(repr=False)
 
     @classmethod
     def of(cls, model: "PreTrainedModel", checkpoint: Mapping[str, Any]) -> "Layout":
@@ -117,9 +116,6 @@ class Layout:
             for name, pattern in sources:
                 number = counts[pattern] = counts.get(pattern, -1) + 1
                 places[name] = Place(owners.get(target, target), pattern, number)
-        shim = SimpleNamespace(
-            _weight_conversions=reader.used(), config=model.config, base_model_prefix=""
-        )
         return cls(
             groups,
             ignored,
@@ -127,7 +123,7 @@ class Layout:
             {name for name, _ in model.named_parameters()},
             {name: owner for name, owner in owners.items() if owner != name},
             places,
-            shim,
+            _Rules(model, reader.used()),
         )
 
     @cached_property
@@ -188,7 +184,7 @@ class Layout:
         if group.converter is None:
             return {group.target: tensors[group.disk[0]]}
         return _convert(
-            group.converter, group.target, group.patterns, group.disk, tensors, self._shim
+            group.converter, group.target, group.patterns, group.disk, tensors, self._rules
         )
 
     def to_disk(self, group: Group, tensors: Mapping[str, torch.Tensor]) -> Tensors:
@@ -200,10 +196,10 @@ class Layout:
         if group.converter is None:
             return {group.disk[0]: tensors[group.target]}
         try:
-            found = revert_weight_conversion(self._shim, {n: tensors[n] for n in group.memory})
+            found = revert_weight_conversion(self._rules, {n: tensors[n] for n in group.memory})
         except Exception as error:  # of its operations, which differ
             raise AVError(_irreversible(group, first_line(error))) from error
-        reader = _Reader(None, dict.fromkeys(group.memory, True), self._shim._weight_conversions)
+        reader = _Reader(None, dict.fromkeys(group.memory, True), self._rules._weight_conversions)
         numbers: dict[str | None, int] = {}
         back = {}
         for name in sorted(found, key=dot_natural_key):
@@ -246,6 +242,16 @@ def named_tensors(model: torch.nn.Module) -> Tensors:
         *model.named_buffers(remove_duplicate=False),
     ]
     return {name: tensor for name, tensor in tensors if name in saved}
+
+
+class _Rules:
+    """A model as transformers' conversions ask for it, with the rules of one checkpoint."""
+
+    def __init__(self, model: "PreTrainedModel", used: list[Any]):
+        self._model, self._weight_conversions = model, used
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 class _Reader:

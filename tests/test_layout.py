@@ -1,0 +1,290 @@
+"""What a base holds beside its weights, or instead of them: carried over, left out or refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import SPECIAL
+from click.testing import CliRunner
+from damage import edit_json, edit_tensors
+from merging import make_recipe, merge, refusal
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from mergekit_av import AVError, Knobs, extract
+from mergekit_av.checkpoint import SINGLE, Checkpoint
+from mergekit_av.cli import av_check, av_extract
+from mergekit_av.cli_push import av_push
+from mergekit_av.models import layout_of, load_model
+
+PROJECTION = "model.layers.0.self_attn.q_proj.weight"
+
+
+def quantised(folder: Path, dtype: torch.dtype = torch.float8_e4m3fn) -> Path:
+    """As FP8 checkpoints are: codes, with the scales that make weights of them beside."""
+
+    def encode(tensors: dict) -> None:
+        for name in [n for n in tensors if n.endswith("proj.weight")]:
+            scale = tensors[name].abs().max().float() / 448
+            tensors[f"{name}_scale_inv"] = scale.reshape(1, 1)
+            tensors[name] = (tensors[name].float() / scale).to(dtype)
+
+    edit_tensors(folder, encode)
+    return folder
+
+
+def says_so(folder: Path, key: str | None = None) -> Path:
+    settings = {"quantization_config": {"quant_method": "fp8"}}
+    edit_json(folder / "config.json", lambda c: c.update({key: settings} if key else settings))
+    return folder
+
+
+# --- codes that are no numbers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["base", "aligned"])
+@pytest.mark.parametrize("told_by", ["the configuration", "one within it", "the dtype", "int8"])
+def test_codes_are_not_taken_for_numbers(which, told_by, base, aligned, tmp_path):
+    folders = {"base": shutil.copytree(base, tmp_path / "base")}
+    folders["aligned"] = shutil.copytree(aligned, tmp_path / "aligned")
+    if told_by in ("the configuration", "one within it"):
+        says_so(folders[which], "text_config" if told_by == "one within it" else None)
+        wanted = rf"{which} is quantised \(fp8\)"
+    elif told_by == "the dtype":
+        quantised(folders[which])
+        wanted = f"{which}: .* is float8_e4m3fn, which is not supported"
+    else:
+        edit_tensors(
+            folders["base"], lambda t: t.update({PROJECTION: t[PROJECTION].to(torch.int8)})
+        )
+        edit_tensors(folders["aligned"], lambda t: t.update({PROJECTION: t[PROJECTION].bfloat16()}))
+        wanted = f"{PROJECTION} is int8, codes and not weights"
+    with pytest.raises(AVError, match=wanted):
+        extract(folders["base"], folders["aligned"], tmp_path / "av")
+    assert not (tmp_path / "av").exists()
+
+
+def test_a_quantised_base_is_merged_with_nothing(base, vectors, tmp_path):
+    codes = says_so(quantised(shutil.copytree(base, tmp_path / "codes")))
+    assert "codes is quantised (fp8)" in refusal(
+        make_recipe(codes, {vectors["legal"]: 1}), tmp_path / "out"
+    )
+    checked = CliRunner().invoke(av_check, [str(vectors["legal"]), "--base", str(codes)])
+    assert checked.exit_code == 1 and "is quantised (fp8)" in checked.stderr
+    with pytest.raises(AVError, match=r"is quantised \(fp8\)"):
+        extract(base, codes, tmp_path / "av")
+
+
+def test_float64_is_not_rounded_in_silence(base, aligned, tmp_path):
+    wide = shutil.copytree(aligned, tmp_path / "wide")
+    edit_tensors(wide, lambda tensors: tensors.update({PROJECTION: tensors[PROJECTION].double()}))
+    with pytest.raises(AVError, match="is float64, which is not supported"):
+        extract(base, wide, tmp_path / "av")
+
+
+# --- tensors that nobody reads -----------------------------------------------------------------
+
+
+def test_what_nothing_reads_is_known(tmp_path):
+    base, _ = SPECIAL["pythia"].make(tmp_path / "base", tmp_path / "aligned")
+    layout = layout_of(Checkpoint(base))
+    assert {name.split(".", 3)[3] for name in layout.ignored} == {
+        "attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq",
+    }  # fmt: skip
+    assert not layout.missing and not layout.misshapen
+
+
+def test_heads_for_more_tokens_are_carried_over_as_they_are(tmp_path):
+    base, aligned = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av")
+    extra = {name for name in load_file(base / SINGLE) if "mtp." in name or "layers.2." in name}
+    assert len(extra) > 2 and not extra & set(vector.checkpoint)
+    merged = merge(make_recipe(base, {vector.folder: 2.0}, dtype="bfloat16"), tmp_path / "out")
+    before = load_file(base / SINGLE)
+    assert all(torch.equal(merged[name], before[name]) for name in extra)
+    assert {merged[name].dtype for name in set(merged) - extra} == {torch.bfloat16}
+
+
+def test_a_gradient_goes_over_the_layers_that_the_model_has(tmp_path):
+    """A multi-token head that is stored as one more layer is none of them."""
+    base, aligned = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av", dtype="float32").folder
+    merged = merge(make_recipe(base, {vector: [0.0, 1.0]}, dtype="float32"), tmp_path / "out")
+    before, after = load_file(base / SINGLE), load_file(aligned / SINGLE)
+    for layer, wanted in enumerate((before, after)):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        assert torch.equal(merged[name], wanted[name])
+
+
+def test_heads_that_were_trained_are_merged_as_well(tmp_path):
+    base, aligned = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "aligned")
+    extra = {n: v + 1 for n, v in load_file(base / SINGLE).items() if "mtp." in n}
+    edit_tensors(aligned, lambda tensors: tensors.update(extra))
+    vector = extract(base, aligned, tmp_path / "av", dtype="float32")
+    merged = merge(make_recipe(base, {vector.folder: 1.0}, dtype="float32"), tmp_path / "out")
+    assert all(torch.equal(merged[name], value) for name, value in extra.items())
+
+
+def test_a_value_head_of_the_aligned_model_is_said_to_have_no_part(base, aligned, tmp_path, caplog):
+    with_head = shutil.copytree(aligned, tmp_path / "aligned")
+    head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.zeros(1)}
+    edit_tensors(with_head, lambda tensors: tensors.update(head))
+    vector = extract(base, with_head, tmp_path / "av")
+    assert (
+        vector.metadata.fingerprint == extract(base, aligned, tmp_path / "x").metadata.fingerprint
+    )
+    assert "v_head.summary.bias (and 1 more) is not read by the architecture" in caplog.text
+
+
+def test_a_weight_that_the_base_lacks_is_not_left_out(tmp_path):
+    """Biases are read: an aligned model that has some is no difference to a base that has none."""
+    base, _ = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "unused")
+    _, aligned = SPECIAL["qwen3 with biases"].make(tmp_path / "unused 2", tmp_path / "aligned")
+    with pytest.raises(
+        AVError, match=r"base has no tensor .*bias: the aligned model is not of this"
+    ):
+        extract(base, aligned, tmp_path / "av")
+
+
+# --- merges ------------------------------------------------------------------------------------
+
+
+def test_a_recipe_that_names_a_module_that_the_base_does_not_have(tmp_path):
+    base, aligned = SPECIAL["gemma3 that sees"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    recipe = make_recipe(base, {vector: 1.0})
+    models = recipe.pop("models")
+    recipe["modules"] = {"text_decoder": {"models": models}}
+    assert "has the module 'text_decoder', and" in refusal(recipe, tmp_path / "out")
+
+
+def test_other_methods_are_asked_what_mergekit_asks(base, tmp_path):
+    """A definition made of a base's checkpoint is for alignment vectors alone."""
+    biased, aligned = SPECIAL["llama with biases"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(biased, aligned, tmp_path / "av").folder
+    whole = merge(make_recipe(biased, {vector: 1.0}), tmp_path / "ours")
+    linear = {"merge_method": "linear", "models": [
+        {"model": str(folder), "parameters": {"weight": 0.5}} for folder in (biased, aligned)
+    ]}  # fmt: skip
+    theirs = merge(linear, tmp_path / "theirs")
+    assert whole.keys() == load_file(biased / SINGLE).keys()
+    assert theirs.keys() < whole.keys()
+
+
+def pushed(folder: Path):
+    return CliRunner().invoke(av_push, [str(folder), "me/merge", "--dry-run"])
+
+
+def test_a_merge_that_lost_tensors_is_not_pushed(tmp_path):
+    base, aligned = SPECIAL["llama with biases"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    merge(make_recipe(base, {vector: 1.0}), tmp_path / "out", "--copy-tokenizer")
+    assert pushed(tmp_path / "out").exit_code == 0
+    lost = "model.layers.1.mlp.up_proj.bias"
+    edit_tensors(tmp_path / "out", lambda tensors: tensors.pop(lost))
+    result = pushed(tmp_path / "out")
+    assert result.exit_code == 1 and f"has no tensor {lost}" in result.stderr
+
+
+def test_a_merge_that_lost_what_only_its_base_has_is_not_pushed(tmp_path):
+    base, aligned = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    merge(make_recipe(base, {vector: 1.0}), tmp_path / "out", "--copy-tokenizer")
+    assert pushed(tmp_path / "out").exit_code == 0
+    edit_tensors(tmp_path / "out", lambda tensors: tensors.pop("mtp.fc.weight"))
+    result = pushed(tmp_path / "out")
+    assert result.exit_code == 1 and "no tensor mtp.fc.weight, which its base" in result.stderr
+
+
+# --- aligned models of other kinds -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_is_an_aligned_model(rslora, base, tmp_path):
+    model = load_model(base, "float32", "cpu")
+    adapter = get_peft_model(
+        model,
+        LoraConfig(
+            r=4, lora_alpha=8, use_rslora=rslora, target_modules=["q_proj", "down_proj"],
+            modules_to_save=["norm"], init_lora_weights=False, task_type="CAUSAL_LM",
+        ),
+    )  # fmt: skip
+    with torch.no_grad():
+        adapter.get_parameter("base_model.model.model.norm.modules_to_save.default.weight").add_(
+            0.5
+        )
+    adapter.save_pretrained(tmp_path / "adapter")
+    tokens = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        wanted = adapter.eval()(tokens).logits
+    command = [str(base), str(tmp_path / "adapter"), str(tmp_path / "av"), "--dtype", "float32"]
+    result = CliRunner().invoke(av_extract, command)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "av"]
+    live = load_model(base, "float32", "cpu")
+    Knobs(live, it=tmp_path / "av").set(it=1)
+    with torch.inference_mode():
+        torch.testing.assert_close(live(tokens).logits, wanted, rtol=0, atol=1e-5)
+    said = json.loads((tmp_path / "av/alignment_vector.json").read_text("utf-8"))
+    assert said["base"]["id"] == str(base)
+
+
+def test_an_adapter_of_another_base_is_refused_in_a_line(base, tmp_path):
+    other, _ = SPECIAL["cohere"].make(tmp_path / "other", tmp_path / "unused")
+    model = get_peft_model(
+        load_model(other), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    model.base_model.model.model.layers[0].self_attn.q_proj.lora_A.default.weight.data = torch.ones(
+        4, 48
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(AVError, match="no adapter that PEFT can merge with"):
+        extract(base, tmp_path / "adapter", tmp_path / "av")
+    assert not (tmp_path / "av").exists()
+
+
+def test_tokens_that_were_added_are_named_with_the_remedy(base, aligned, tmp_path):
+    model = load_model(aligned)
+    model.resize_token_embeddings(604)
+    model.save_pretrained(tmp_path / "larger")
+    with pytest.raises(
+        AVError, match=r"embeddings for 604 tokens and .*resize_token_embeddings\(604"
+    ):
+        extract(base, tmp_path / "larger", tmp_path / "av")
+    start = load_model(base)
+    start.resize_token_embeddings(604)
+    start.save_pretrained(tmp_path / "base")
+    extract(tmp_path / "base", tmp_path / "larger", tmp_path / "av")
+
+
+# --- a head that has been untied ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["its weight", "the layer"])
+def test_a_head_that_was_untied_meanwhile_is_noticed(how, base, vectors):
+    model = load_model(base)
+    knobs = Knobs(model, legal=vectors["legal"])
+    knobs.set(legal=0.5)
+    own = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    if how == "its weight":
+        model.lm_head.weight = own
+    else:
+        model.lm_head = torch.nn.Linear(*reversed(own.shape), bias=False)
+        model.lm_head.weight = own
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(AVError, match=r"lm_head.weight was .* replaced"):
+        knobs.set(legal=1.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_name_that_both_releases_use_for_other_things_is_not_mixed_up(base, aligned, tmp_path):
+    """Tied weights: of a base that holds the head's name alone, and an aligned model that holds the
+    embedding's."""
+    head = shutil.copytree(base, tmp_path / "base")
+    edit_tensors(head, lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    vector = extract(head, aligned, tmp_path / "av", dtype="float32")
+    plain = extract(base, aligned, tmp_path / "plain", dtype="float32")
+    name = "model.embed_tokens.weight"
+    assert torch.equal(vector.checkpoint.read("lm_head.weight"), plain.checkpoint.read(name))
