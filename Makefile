@@ -34,6 +34,7 @@ bench: .venv/installed ## Measure speed and memory against mergekit, copying, sc
 	$(BIN)/python benchmarks/knobs.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/architectures.py
 
 clean: ## Remove the environment and everything the demo made
 	rm -rf .venv build *.egg-info demo
