@@ -21,7 +21,9 @@ from mergekit.architecture import (
     ModuleArchitecture,
     ModuleDefinition,
     WeightInfo,
+    arch_info_for_config,
 )
+from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from transformers import PretrainedConfig
@@ -37,6 +39,9 @@ DEFAULT = "default"
 CARRIED = ("float32", "bfloat16", "float16", "int64")
 # What mergekit copies beside weights and tokenizer, where the base has it.
 FILES = ["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"]
+
+# Bases whose merges have an architecture from here.
+_planned: set[Path] = set()
 
 GetArchitecture = Callable[[MergeConfiguration, MergeOptions], ModelArchitecture]
 
@@ -88,6 +93,7 @@ def architecture_of(
         return ask(config, options)  # planning says in one line what is wrong with the base
     own = base.config(trust_remote_code=options.trust_remote_code)
     known = _known(config, options, own, ask)
+    _planned.add(folder)
     if known and _suffices(known, own, [checkpoint, *_vectors(config, options, base)]):
         return known
     made = _made_of(checkpoint, own, known)
@@ -104,6 +110,20 @@ def architecture_of(
     return made
 
 
+def check_planned(base: ModelReference, folder: Path) -> None:
+    """Raise AVError where a merge is planned past `architecture_of`, as mergekit-evolve does, and by a
+    definition that lacks tensors of the base."""
+    if folder in _planned:
+        return
+    own = base.config()
+    known = arch_info_for_config(own) if len(own.architectures or ()) == 1 else None
+    if known is None or not _suffices(known, own, [Checkpoint(folder)]):
+        raise AVError(
+            f"mergekit's definition of the architecture of {folder} has other tensors than it: merge "
+            "with mergekit-yaml"
+        )
+
+
 def _known(
     config: MergeConfiguration,
     options: MergeOptions,
@@ -111,8 +131,6 @@ def _known(
     ask: GetArchitecture,
 ) -> ModelArchitecture | None:
     """mergekit's definition of the base's architecture; None where it has none by that name."""
-    from mergekit.architecture import arch_info_for_config
-
     if len(own.architectures or ()) != 1 or arch_info_for_config(own) is None:
         return None  # it would make one itself, with the names that transformers has in memory
     return ask(config, options)

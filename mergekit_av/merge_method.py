@@ -22,7 +22,7 @@ from mergekit.merge_methods.base import (
 )
 from pydantic import BeforeValidator
 
-from .architecture import install
+from .architecture import check_planned, install
 from .arithmetic import Rounding, add_vectors
 from .card import PAPER
 from .checkpoint import Checkpoint
@@ -73,6 +73,7 @@ class AlignmentVectorMerge(GroupMergeMethod):
         base = _folder(base_id)
         if base is None:
             return
+        check_planned(base_id, base)
         for input_id in input_ids:
             folder = _folder(input_id)
             if folder is not None and input_id != base_id:

@@ -9,6 +9,10 @@ import torch
 from architectures import SPECIAL
 from click.testing import CliRunner
 from damage import edit_json, edit_tensors
+from mergekit.architecture import arch_info_for_config
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+from mergekit.plan import MergePlanner
 from merging import make_recipe, merge, refusal
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -288,3 +292,19 @@ def test_a_name_that_both_releases_use_for_other_things_is_not_mixed_up(base, al
     plain = extract(base, aligned, tmp_path / "plain", dtype="float32")
     name = "model.embed_tokens.weight"
     assert torch.equal(vector.checkpoint.read("lm_head.weight"), plain.checkpoint.read(name))
+
+
+def test_a_merge_that_is_planned_by_an_insufficient_definition_is_refused(base, vectors, tmp_path):
+    """As mergekit-evolve plans: it asks for no architecture but by the name in config.json."""
+    biased, aligned = SPECIAL["llama with biases"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(biased, aligned, tmp_path / "av").folder
+
+    def plan(base: Path, vector: Path) -> None:
+        config = MergeConfiguration.model_validate(make_recipe(base, {vector: 1.0}))
+        own = config.base_model.config()
+        planner = MergePlanner(config, arch_info_for_config(own), MergeOptions(), own)
+        planner.plan_to_disk(str(tmp_path / "out"))
+
+    with pytest.raises(AVError, match="has other tensors than it: merge with mergekit-yaml"):
+        plan(biased, vector)
+    plan(base, vectors["legal"])
