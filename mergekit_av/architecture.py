@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mergekit.card
 import mergekit.merge
 from mergekit.architecture import (
     ModelArchitecture,
@@ -22,14 +23,17 @@ from mergekit.architecture import (
     ModuleDefinition,
     WeightInfo,
 )
+from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from transformers import PretrainedConfig
 
+from .adapter import CONFIG as ADAPTER
 from .checkpoint import Checkpoint
 from .errors import AVError
-from .models import layout_of
+from .models import layout_of, read_json
 from .recipe import METHOD
+from .trust import refuse_adapter_code, refuse_code
 
 LAYER = re.compile(r"\.(\d+)\.")
 DEFAULT = "default"
@@ -55,10 +59,43 @@ def install() -> None:
     def get_architecture_info(config: MergeConfiguration, options: MergeOptions) -> Any:
         if config.merge_method != METHOD:
             return ask(config, options)
+        _check_inputs(config, options)
         return architecture_of(config, options, ask)
 
     get_architecture_info.asks_about_vectors = True
     mergekit.merge.get_architecture_info = get_architecture_info
+
+
+def _check_inputs(config: MergeConfiguration, options: MergeOptions) -> None:
+    """Check what mergekit would load or ask about, before it does.
+
+    Raises:
+        AVError: an input names code to run, or the card could not be written after the merge.
+    """
+    for model in config.referenced_models():
+        for path in filter(None, (model.model, model.lora)):
+            if options.write_model_card:
+                _check_name(path.path)
+            folder = Path(
+                ModelReference(model=path).local_path(cache_dir=options.transformers_cache)
+            )
+            if (folder / "config.json").is_file():
+                refuse_code(read_json(folder / "config.json"), folder / "config.json", known=True)
+        if model.lora and (folder / ADAPTER).is_file():
+            refuse_adapter_code(read_json(folder / ADAPTER), folder / ADAPTER)
+
+
+def _check_name(name: str) -> None:
+    """Raise AVError for a folder about which mergekit's card would ask the Hub in vain."""
+    if not Path(name).is_dir():
+        return
+    try:
+        mergekit.card.is_hf(name)
+    except Exception as error:  # of the Hub's client, or of what it uses
+        raise AVError(
+            f"{name} may be a folder or a Hub id, and the Hub, which mergekit asks for the card, does "
+            f"not answer: write ./{name}, or pass --no-write-model-card"
+        ) from error
 
 
 def architecture_of(

@@ -32,6 +32,7 @@ from .errors import AVError
 from .files import Kind, check_vacant, entries, whole_folder
 from .license import license_of
 from .models import read_json, refuse_codes, refuse_vector, resolve, revision_of
+from .trust import refuse_code
 from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
 
 CARD = "README.md"
@@ -105,6 +106,11 @@ def extract(
                 base_id=base_id or str(base),
                 overwrite=overwrite,
             )
+    for file in (base_folder / "config.json", aligned_folder / "config.json"):
+        if file.is_file():
+            refuse_code(
+                read_json(file), file, known=True
+            )  # an `auto_map` is left out of the vector
     base_checkpoint, aligned_checkpoint = Checkpoint(base_folder), Checkpoint(aligned_folder)
     refuse_codes(base_checkpoint)
     refuse_codes(aligned_checkpoint)
