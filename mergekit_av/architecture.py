@@ -31,9 +31,9 @@ from transformers import PretrainedConfig
 from .adapter import CONFIG as ADAPTER
 from .checkpoint import Checkpoint
 from .errors import AVError
-from .models import layout_of, read_json
+from .models import check_config, layout_of, read_json
 from .recipe import METHOD
-from .trust import refuse_adapter_code, refuse_code
+from .trust import refuse_adapter_code
 
 LAYER = re.compile(r"\.(\d+)\.")
 DEFAULT = "default"
@@ -80,7 +80,7 @@ def _check_inputs(config: MergeConfiguration, options: MergeOptions) -> None:
                 ModelReference(model=path).local_path(cache_dir=options.transformers_cache)
             )
             if (folder / "config.json").is_file():
-                refuse_code(read_json(folder / "config.json"), folder / "config.json", known=True)
+                check_config(folder / "config.json")
         if model.lora and (folder / ADAPTER).is_file():
             refuse_adapter_code(read_json(folder / ADAPTER), folder / ADAPTER)
 

@@ -31,8 +31,7 @@ from .counterparts import Counterparts
 from .errors import AVError
 from .files import Kind, check_vacant, entries, whole_folder
 from .license import license_of
-from .models import read_json, refuse_codes, refuse_vector, resolve, revision_of
-from .trust import refuse_code
+from .models import check_config, read_json, refuse_codes, refuse_vector, resolve, revision_of
 from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
 
 CARD = "README.md"
@@ -108,9 +107,7 @@ def extract(
             )
     for file in (base_folder / "config.json", aligned_folder / "config.json"):
         if file.is_file():
-            refuse_code(
-                read_json(file), file, known=True
-            )  # an `auto_map` is left out of the vector
+            check_config(file)  # an `auto_map` is left out of the vector
     base_checkpoint, aligned_checkpoint = Checkpoint(base_folder), Checkpoint(aligned_folder)
     refuse_codes(base_checkpoint)
     refuse_codes(aligned_checkpoint)

@@ -83,6 +83,21 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def check_config(file: Path, known: bool = True) -> dict:
+    """The content of a config.json, or of another file with settings, before transformers reads it.
+
+    Args:
+        known: see `refuse_code`.
+
+    Raises:
+        AVError: it cannot be read, names code to run, or asks for more than any model has.
+    """
+    settings = read_json(file)
+    refuse_code(settings, file, known)
+    refuse_counts(settings, file)
+    return settings
+
+
 def _read_int(digits: str) -> int:
     """A whole number that a float can hold as well, for all that numbers are used for."""
     number = int(digits)
@@ -104,8 +119,7 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
 
     folder = resolve(source)
     refuse_vector(folder)
-    settings = read_json(folder / "config.json")
-    _refuse_unknown_code(settings, folder)
+    settings = _checked(folder)
     for found in _quantisations(settings):
         method = found.get("quant_method") if isinstance(found, dict) else None
         if method not in QUANTISATIONS:
@@ -148,7 +162,6 @@ def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     settings = read_json(folder / "config.json")
-    refuse_counts(settings, folder / "config.json")
     config = within(
         CONFIG_SECONDS, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False)
     )
@@ -246,7 +259,7 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
     from .checkpoint import Checkpoint
 
     folder = resolve(source)
-    _refuse_unknown_code(read_json(folder / "config.json"), folder)
+    _checked(folder)
     checkpoint = Checkpoint(folder)
     dtype = own_dtype(checkpoint) if dtype == "auto" else dtype
     most = MODULES_PER_TENSOR * len(checkpoint) + MODULES
@@ -304,9 +317,7 @@ def _refuse_other_classes(folder: Path) -> None:
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         if not file.is_file():
             continue
-        settings = read_json(file)
-        refuse_code(settings, file, known=True)
-        refuse_counts(settings, file)
+        settings = check_config(file)
         name = settings.get("tokenizer_class")
         if name is None:
             continue
@@ -334,13 +345,14 @@ def refuse_vector(folder: Path) -> None:
         raise AVError(f"{folder} is an alignment vector, not a model: merge it with its base first")
 
 
-def _refuse_unknown_code(config: dict, folder: Path) -> None:
-    """Raise AVError for what names code to run, where transformers does not go by its own instead."""
+def _checked(folder: Path) -> dict:
+    """A model's config.json; AVError as well for an architecture that is known to the code in its own
+    repository alone."""
     from transformers import CONFIG_MAPPING
 
-    kind = config.get("model_type")
-    known = isinstance(kind, str) and kind in CONFIG_MAPPING
-    refuse_code(config, folder / "config.json", known)
+    file = folder / "config.json"
+    kind = read_json(file).get("model_type")
+    return check_config(file, known=isinstance(kind, str) and kind in CONFIG_MAPPING)
 
 
 def default_device() -> str:

@@ -17,8 +17,16 @@ from .errors import AVError
 from .files import write_whole
 from .layout import Layout, named_tensors
 from .limits import refuse_unfolding
-from .models import buffer_names, layout_of, load_model, read_json, refuse_codes, resolve
-from .trust import refuse_code, refuse_foreign_files
+from .models import (
+    buffer_names,
+    check_config,
+    layout_of,
+    load_model,
+    read_json,
+    refuse_codes,
+    resolve,
+)
+from .trust import refuse_foreign_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -337,7 +345,7 @@ class AlignmentVector(Combination):
         metadata = Metadata.read(folder)
         refuse_foreign_files(folder)
         if (folder / "config.json").is_file():
-            refuse_code(read_json(folder / "config.json"), folder / "config.json")
+            check_config(folder / "config.json", known=False)
         return cls(folder, metadata)
 
     def push_to_hub(
