@@ -7,6 +7,7 @@ file has.
 
 import contextlib
 import ctypes
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,26 @@ def every(content: Any) -> Iterator[tuple[Any, Any]]:
                 left.append(value)
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader with the numbers of YAML 1.2: 1.1 makes 90 of 1:30, 8 of 010, and text of 1e-1."""
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag not in (_INT, _FLOAT)]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"[-+]?(0|[1-9][0-9]*)?\.[0-9]+([eE][-+]?[0-9]+)?$|[-+]?(0|[1-9][0-9]*)\.?([eE][-+]?[0-9]+)?$"
+        r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
 def read_yaml(path: Path) -> Any:
     """What a YAML file says.
 
@@ -114,7 +135,7 @@ def read_yaml(path: Path) -> Any:
         OSError: it cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except OSError:
         raise
     except RecursionError:
