@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergekit_av.cli import say
 from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
 
@@ -80,7 +81,7 @@ def tokenizer_of(base: str) -> "PreTrainedTokenizerBase":
 
     tokenizer = load_tokenizer(base)
     if notice := ensure_chat_template(tokenizer):
-        click.echo(f"{base}: {notice}", err=True)
+        say(f"{base}: {notice}", err=True)
     return tokenizer
 
 

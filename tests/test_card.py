@@ -67,6 +67,28 @@ def card_of(upload) -> str:
 # --- of a vector -------------------------------------------------------------------------------
 
 
+def test_the_project_is_not_named_for_records_of_ones_own():
+    for changes in ({"own_records": True}, {"domain": "tone"}):
+        card = vector_card(make_metadata(calibration=CALIBRATION | changes))
+        assert "(18 test records)" in card
+        assert "records of mergekit-av" not in card
+
+
+def test_the_recipe_of_a_card_does_something():
+    """The base itself may be what brings the best level out."""
+    levels = {name: dict(entry) for name, entry in CALIBRATION["levels"].items()}
+    for expert, generic, wanted in ((0.0, None, 1.0), (0.0, -0.1, -0.1), (0.4, -0.1, 0.4)):
+        levels["expert"]["lambda"], levels["generic"]["lambda"] = expert, generic
+        card = vector_card(make_metadata(calibration=CALIBRATION | {"levels": levels}))
+        assert recipe_of(card.encode())["models"][0]["parameters"] == {"lambda": wanted}
+
+
+def test_control_characters_are_written_out():
+    card = vector_card(make_metadata(name="a\x1b[2Jb\u202ec", levels=["x\x07", "y"]))
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", card)
+    assert "u202e" in card
+
+
 def test_what_the_hub_indexes():
     training = {"dataset": "PKU-Alignment/PKU-SafeRLHF"}
     metadata = make_metadata(calibration=CALIBRATION, training=training)
