@@ -9,6 +9,7 @@ architecture is made of the base's checkpoint.
 
 import contextlib
 import functools
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -29,11 +30,13 @@ from mergekit.options import MergeOptions
 from transformers import PretrainedConfig
 
 from .adapter import CONFIG as ADAPTER
-from .checkpoint import Checkpoint
-from .errors import AVError
+from .checkpoint import INDEX, Checkpoint
+from .errors import AVError, printable
 from .models import check_config, layout_of, read_json
 from .recipe import METHOD
 from .trust import refuse_adapter_code
+
+log = logging.getLogger(__name__)
 
 LAYER = re.compile(r"\.(\d+)\.")
 DEFAULT = "default"
@@ -64,6 +67,24 @@ def install() -> None:
 
     get_architecture_info.asks_about_vectors = True
     mergekit.merge.get_architecture_info = get_architecture_info
+
+    class Planner(mergekit.merge.MergePlanner):
+        def plan_to_disk(self, out_path: str) -> Any:
+            if self.config.merge_method == METHOD:
+                _warn_of_weights(Path(out_path))
+            return super().plan_to_disk(out_path)
+
+    mergekit.merge.MergePlanner = Planner
+
+
+def _warn_of_weights(out: Path) -> None:
+    """Say that mergekit leaves what is in its output folder, where that may be read as weights."""
+    if (out / INDEX).exists() or any(out.glob("*.safetensors")):
+        log.warning(
+            "%s holds weights already: those that this merge does not replace stay beside it, and a "
+            "folder with two sets is refused later; better merge into an empty one",
+            printable(str(out)),
+        )
 
 
 def _check_inputs(config: MergeConfiguration, options: MergeOptions) -> None:

@@ -36,12 +36,12 @@ ADAPTERS = (
 )  # fmt: skip
 # Endings under which pickles are known, for the message; what may lie in a folder is HARMLESS.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-# Beside names without an ending such as LICENSE. The last line is what `hf download`, git and a
+# Beside names without an ending, such as LICENSE or .gitattributes. The last line is what `hf download`, git and a
 # command of ours that was killed leave.
 HARMLESS = {
     ".csv", ".gguf", ".gif", ".jinja", ".jpeg", ".jpg", ".json", ".jsonl", ".log", ".md", ".pdf",
     ".png", ".safetensors", ".svg", ".tsv", ".txt", ".webp", ".yaml", ".yml",
-    ".gitattributes", ".gitignore", ".idx", ".incomplete", ".lock", ".metadata", ".pack", ".rev",
+    ".idx", ".incomplete", ".lock", ".metadata", ".pack", ".rev",
     ".sample", ".tag", ".tmp",
 }  # fmt: skip
 # Of sentencepiece; any other .model may be a pickle.
@@ -116,7 +116,7 @@ def refuse_foreign_files(folder: Path) -> None:
     refuse_links(here, folder)
     files = {path for path in here if not path.is_dir()}
     for path in sorted(files | {folder / name for name in _in_repository(folder)}):
-        ending = (path.suffix or (path.name if path.name.startswith(".") else "")).lower()
+        ending = path.suffix.lower()
         numbered = ending[1:].isdigit()  # LICENSE-2.0
         if not ending or numbered or ending in HARMLESS or path.name == SENTENCEPIECE:
             continue
