@@ -96,10 +96,11 @@ def say(text: str, err: bool = False) -> None:
 
 
 def _refuse_no_numbers(options: dict[str, Any]) -> None:
-    """Raise UsageError for an option that is nan, which click's ranges let pass."""
-    for name, value in options.items():
-        if isinstance(value, float) and math.isnan(value):
-            raise click.UsageError(f"--{name.replace('_', '-')} is not a number: {value}")
+    """Raise UsageError for an option with a range that is nan, which click lets pass."""
+    for option in click.get_current_context().command.params:
+        value = options.get(option.name)
+        if isinstance(option.type, click.FloatRange) and value is not None and math.isnan(value):
+            raise click.UsageError(f"{option.opts[0]} is not a number: {value}")
 
 
 @contextlib.contextmanager

@@ -36,13 +36,12 @@ ADAPTERS = (
 )  # fmt: skip
 # Endings under which pickles are known, for the message; what may lie in a folder is HARMLESS.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-# Beside names without an ending, such as LICENSE or .gitattributes. The last line is what `hf download`, git and a
-# command of ours that was killed leave.
+# Beside names without an ending, such as LICENSE or .gitattributes. The last line is what
+# `hf download`, git, and a command of ours that was killed leave.
 HARMLESS = {
     ".csv", ".gguf", ".gif", ".jinja", ".jpeg", ".jpg", ".json", ".jsonl", ".log", ".md", ".pdf",
     ".png", ".safetensors", ".svg", ".tsv", ".txt", ".webp", ".yaml", ".yml",
-    ".idx", ".incomplete", ".lock", ".metadata", ".pack", ".rev",
-    ".sample", ".tag", ".tmp",
+    ".idx", ".incomplete", ".lock", ".metadata", ".pack", ".rev", ".sample", ".tag", ".tmp",
 }  # fmt: skip
 # Of sentencepiece; any other .model may be a pickle.
 SENTENCEPIECE = "tokenizer.model"
