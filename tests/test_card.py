@@ -17,6 +17,7 @@ from mergekit_av.card import FIGURE, vector_card
 from mergekit_av.card_parts import BEGIN, END, Kept
 from mergekit_av.hub import prepare
 from mergekit_av.license import license_of
+from mergekit_av.lora_card import is_of_vector
 from mergekit_av.markdown import facts, fenced, text
 from mergekit_av.merged_card import RECIPE, merged_card, read_recipe
 from mergekit_av.vector import BaseIdentity, Metadata
@@ -65,6 +66,38 @@ def card_of(upload) -> str:
 
 
 # --- of a vector -------------------------------------------------------------------------------
+
+
+BROKEN_YAML = [
+    "a: !!bool x",
+    "a: !!int ''",
+    "a: !!timestamp x",
+    "a: [" * 3000,
+    "? {a: b}\n: c",
+    "a: \x00",
+]
+
+
+@pytest.mark.parametrize("front", BROKEN_YAML)
+def test_a_card_whose_front_matter_breaks_the_parser_has_nothing_to_keep(tmp_path, front):
+    card = f"---\n{front}\n---\n\n# x\n"
+    assert Kept.of(card) == Kept()
+    (tmp_path / "README.md").write_text(card)
+    assert not is_of_vector(tmp_path / "README.md")
+    (tmp_path / RECIPE).write_text(front)
+    assert read_recipe(tmp_path) is None
+
+
+def test_a_recipe_that_no_merge_was_made_with_is_one_line(tmp_path):
+    for rest in ("models: [{model: x, parameters: [lambda]}]", "parameters: [x]"):
+        (tmp_path / RECIPE).write_text(f"merge_method: alignment_vector\nbase_model: ~no/x\n{rest}")
+        recipe = read_recipe(tmp_path)
+        with pytest.raises(AVError, match=r"mergekit_config.yml is damaged"):
+            merged_card(recipe, recipe.identity(), repo="me/x", kept=Kept())
+
+
+def test_a_base_in_the_home_of_nobody_has_no_license():
+    assert license_of(BaseIdentity("~nobody-of-that-name/x", "1" * 32, None)) == {}
 
 
 def test_the_project_is_not_named_for_records_of_ones_own():
