@@ -24,10 +24,10 @@ OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # A configuration says in milliseconds what it has to say; the first may have to wait for imports.
 CONFIG_SECONDS = 120
 TOKENIZER_SECONDS = 600
-# How many modules, at most, there are for one tensor, and for none; and how many values for one of
-# the checkpoint's, and for none. Real ones have about two modules, and one value.
+# How many modules, at most, there are for one tensor, and for none; and how many values for one byte
+# of the checkpoint, and for none. Real ones have about two modules, and at most two values.
 MODULES_PER_TENSOR, MODULES = 50, 10_000
-VALUES_PER_VALUE, VALUES = 4, 1 << 28
+VALUES_PER_BYTE, VALUES = 4, 1 << 28
 
 
 def resolve(
@@ -173,11 +173,11 @@ def _config(folder: Path) -> Any:
 def _refuse_sizes(shape: Any, checkpoint: "Checkpoint") -> None:
     """Raise AVError for a model that takes far more memory than its checkpoint has values for."""
     wanted = sum(tensor.numel() for tensor in (*shape.parameters(), *shape.buffers()))
-    there = sum(info.numel for info in checkpoint.values())
-    if wanted > VALUES_PER_VALUE * there + VALUES:
+    there = sum(info.nbytes for info in checkpoint.values())
+    if wanted > VALUES_PER_BYTE * there + VALUES:
         raise AVError(
             f"{checkpoint.folder}: its config.json asks for {wanted:,} weights, and its files hold "
-            f"{there:,}"
+            f"{there:,} bytes"
         )
 
 
