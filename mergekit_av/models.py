@@ -272,7 +272,9 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
                 trust_remote_code=False,  # else transformers asks on the terminal
             )
     except Exception as error:  # a config.json has no end of ways to be wrong
-        raise AVError(f"{source} is no causal LM: {first_line(error)}") from error
+        raise AVError(
+            f"{source} is no causal LM that transformers can load: {first_line(error)}"
+        ) from error
 
 
 def layout_of(checkpoint: "Checkpoint") -> "Layout":
