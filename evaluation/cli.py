@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mergekit_av.cli import command
+from mergekit_av.cli import command, say
 from mergekit_av.domains import built_in_domains, load_domain
 from mergekit_av.files import check_file, write_whole
 
@@ -76,11 +76,11 @@ def av_eval(model, domains, data, split, dtype, device, answers, decoding, judgi
         network = load_model(source, dtype=dtype, device=device)
         tokenizer = load_tokenizer(source)
         if notice := ensure_chat_template(tokenizer):
-            click.echo(f"{source}: {notice}", err=True)
+            say(f"{source}: {notice}", err=True)
         if notice := cut_notice(
             tokenizer, [r for some in records for r in some if r.split == split]
         ):
-            click.echo(notice, err=True)
+            say(notice, err=True)
 
         identity = fingerprint(Checkpoint(resolve(source))) if json_file or judge else None
         report = {
@@ -98,14 +98,14 @@ def av_eval(model, domains, data, split, dtype, device, answers, decoding, judgi
                 shown = [record for record in some if record.id in result.scores][:answers]
                 answered = write_answers(network, tokenizer, shown, decoding)
                 written[domain.name] = {id: answer.text for id, answer in answered.items()}
-        click.echo(f"{source} ({report['dtype']} on {report['device']}), {split} records")
-        click.echo(table(results))
+        say(f"{source} ({report['dtype']} on {report['device']}), {split} records")
+        say(table(results))
         for result in results:
             for line in left_out(result.domain, result.too_long, result.equal):
-                click.echo(line)
+                say(line)
         for name, pairs in written.items():
             for id, answer in pairs.items():
-                click.echo(f"\n{name}, {id}: {answer}")
+                say(f"\n{name}, {id}: {answer}")
         report.update(domains=[as_json(result) for result in results], answers=written)
         if judge:
             judged = [
@@ -115,7 +115,7 @@ def av_eval(model, domains, data, split, dtype, device, answers, decoding, judgi
                 )
                 for domain, some in zip(chosen, records, strict=True)
             ]  # fmt: skip
-            click.echo(f"\njudged by {judge.client.endpoint.model}\n{judged_table(judged)}")
+            say(f"\njudged by {judge.client.endpoint.model}\n{judged_table(judged)}")
             report["judge"] = {**judge.as_json(), "domains": [one.as_json() for one in judged]}
     if json_file:
         write_whole(json_file, json.dumps(report, indent=2, allow_nan=False) + "\n")

@@ -79,7 +79,7 @@ def _value(name: str, text: str) -> Any:
     """What is typed as YAML understands it, so that `true` is a truth value."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no date
         value = text
     if isinstance(value, float) and not math.isfinite(value):
         raise click.BadParameter(f"{name}={text}: must be finite")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergekit_av.cli import command
+from mergekit_av.cli import command, say
 from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
 from mergekit_av.files import check_file, check_writable, write_whole
@@ -232,7 +232,7 @@ def av_search(
             report.test(evaluator, test)
             report.compare(rivals, evaluator, test)
         except (KeyboardInterrupt, AVError) as error:
-            click.echo(
+            say(
                 f"Stopped after {len(search.settings)} of up to {budget} settings. What was measured "
                 f"is kept in {runs}; the same command goes on from there",
                 err=True,
@@ -268,7 +268,7 @@ def _write(
     else:
         write_whole(out, report.recipe(report.outcomes[0]), overwrite)
     where = f"Recipes: {out / RECIPES}" if every else f"Recipe: {out}"
-    click.echo(f"{report.summary()}\n{where}   Report: {runs / name}.md", err=err)
+    say(f"{report.summary()}\n{where}   Report: {runs / name}.md", err=err)
 
 
 @contextlib.contextmanager

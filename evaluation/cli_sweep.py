@@ -4,15 +4,15 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergekit_av.cli import command
-from mergekit_av.domains import Domain
+from mergekit_av.cli import command, say
+from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
 from mergekit_av.files import write_whole
 from mergekit_av.locks import locked
@@ -170,13 +170,15 @@ def av_sweep(
         _keep(report, out, len(values) * len(plans))
         raise
     report.write(out)
+    # Of a built-in domain, the records may be one's own nevertheless.
+    built_in = [load_domain(name) for name in built_in_domains()]
+    own = {domain.name for domain in scored if domain not in built_in}
+    own |= {text.partition("=")[0] for text in data}
     for done, plan in zip(report.sweeps, plans, strict=True):
-        click.echo(summary(done))
+        say(summary(done))
         if write_card:
-            _write_card(vectors[plan.vector], plan, done, report.source, out)
-    click.echo(
-        f"Report: {out / REPORT}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}"
-    )
+            _write_card(vectors[plan.vector], plan, done, report.source, out, own)
+    say(f"Report: {out / REPORT}   Figure: {out / 'sweep.png'}   Numbers: {out / 'sweep.csv'}")
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def _keep(report: "Report", out: Path, points: int) -> None:
         with contextlib.suppress(AVError):  # a full disk is what may have stopped it
             report.write(out)
             kept += f", and the report so far is {out / 'report.md'}"
-    click.echo(
+    say(
         f"Stopped after {done} of {points} points. {kept}; the same command goes on from there",
         err=True,
     )
@@ -277,7 +279,12 @@ def _check_card(name: str, vector: "AlignmentVector", calibrated: set[str], iden
 
 
 def _write_card(
-    vector: "AlignmentVector", plan: Plan, sweep: "Sweep", source: Mapping[str, Any], out: Path
+    vector: "AlignmentVector",
+    plan: Plan,
+    sweep: "Sweep",
+    source: Mapping[str, Any],
+    out: Path,
+    own: Collection[str],
 ) -> None:
     from mergekit_av.card import FIGURE
 
@@ -288,6 +295,7 @@ def _write_card(
         "records": {
             task.split: len(task.records) for task in plan.tasks if task.name == sweep.domain
         },
+        "own_records": sweep.domain in own,
         "base": source["base fingerprint"],
         "dtype": source["dtype"],
         "rounding": source["rounding"],
@@ -303,7 +311,7 @@ def _write_card(
         )
     write_whole(vector.folder / FIGURE, (out / FIGURE).read_bytes())
     found.write_calibration(for_card(sweep.calibration, sweep.usable_range, about))
-    click.echo(f"  written to {vector.folder}")
+    say(f"  written to {vector.folder}")
 
 
 def _counts(plans: list[Plan]) -> dict[str, str]:

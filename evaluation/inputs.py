@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergekit_av.cli import say
 from mergekit_av.domains import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
 
@@ -82,7 +83,7 @@ def tokenizer_of(base: str) -> "PreTrainedTokenizerBase":
 
     tokenizer = load_tokenizer(base)
     if notice := ensure_chat_template(tokenizer):
-        click.echo(f"{base}: {notice}", err=True)
+        say(f"{base}: {notice}", err=True)
     return tokenizer
 
 
@@ -95,9 +96,9 @@ def tell(tokenizer: "PreTrainedTokenizerBase", tasks: "Iterable[Task]") -> None:
     scored = {(task.name, task.split): task for task in tasks}.values()
     for task in scored:
         for line in left_out(f"{task.name} {task.split}", task.too_long, task.equal):
-            click.echo(line, err=True)
+            say(line, err=True)
     if notice := cut_notice(tokenizer, [record for task in scored for record in task.records]):
-        click.echo(notice, err=True)
+        say(notice, err=True)
 
 
 def versions() -> dict[str, str]:

@@ -23,6 +23,8 @@ Point = tuple[float, ...]
 # Domain → the level that is wanted there.
 Goal = Mapping[str, str]
 
+# λ of one vector, and points of a lattice.
+MOST, MOST_POINTS = 10_000, 5_000_000
 # Nats per token in which a record's vote is undecided. Two levels that far apart share it 27 : 73.
 TEMPERATURE = 0.2
 # What a smoothed margin loses for each unit of |λ|, mean over the vectors: of near equals the smaller
@@ -50,7 +52,13 @@ class Question:
         return math.prod(map(len, self.axes.values()))
 
     def lattice(self) -> list[Point]:
-        """All points."""
+        """All points.
+
+        Raises:
+            AVError: there are more than memory holds.
+        """
+        if self.size > MOST_POINTS:
+            raise AVError(f"there are {self.size:,} settings: take a larger step or smaller ranges")
         return list(itertools.product(*self.axes.values()))
 
     def setting(self, point: Point) -> dict[str, float]:
@@ -67,8 +75,14 @@ def axis(low: float | str, high: float | str, step: float | str) -> tuple[float,
     lowest, highest, width = (Decimal(str(value)) for value in (low, high, step))
     if width <= 0:
         raise AVError(f"the step {step} must be positive")
-    first = (lowest / width).to_integral_value(ROUND_CEILING)
-    last = (highest / width).to_integral_value(ROUND_FLOOR)
+    try:
+        first = (lowest / width).to_integral_value(ROUND_CEILING)
+        last = (highest / width).to_integral_value(ROUND_FLOOR)
+        count = last - first
+    except ArithmeticError:  # beyond what a Decimal holds
+        count = Decimal("inf")
+    if count >= MOST:
+        raise AVError(f"there are {count:,.0f} multiples of {step}: take a larger step")
     if first > last:
         raise AVError(f"no multiple of {step} lies from {low} to {high}")
     # + 0.0 makes -0.0 a 0.

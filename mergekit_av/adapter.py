@@ -7,7 +7,8 @@ from pathlib import Path
 
 from .checkpoint import INDEX, SINGLE
 from .errors import AVError, first_line
-from .models import load_model
+from .models import load_model, read_json
+from .trust import refuse_adapter_code
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,6 +34,7 @@ def merged(base: Path, adapter: Path, beside: Path) -> Iterator[Path]:
 
     if not (adapter / WEIGHTS).is_file():
         raise AVError(f"{adapter} has no {WEIGHTS}: save the adapter as safetensors")
+    refuse_adapter_code(read_json(adapter / CONFIG), adapter / CONFIG)
     model = load_model(base, "float32", "cpu")
     try:
         model = PeftModel.from_pretrained(model, adapter, torch_device="cpu")

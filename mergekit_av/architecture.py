@@ -9,12 +9,14 @@ architecture is made of the base's checkpoint.
 
 import contextlib
 import functools
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mergekit.card
 import mergekit.merge
 from mergekit.architecture import (
     ModelArchitecture,
@@ -28,10 +30,14 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from transformers import PretrainedConfig
 
-from .checkpoint import Checkpoint
-from .errors import AVError
-from .models import layout_of
+from .adapter import CONFIG as ADAPTER
+from .checkpoint import INDEX, Checkpoint
+from .errors import AVError, printable
+from .models import check_config, layout_of, read_json
 from .recipe import METHOD
+from .trust import refuse_adapter_code
+
+log = logging.getLogger(__name__)
 
 LAYER = re.compile(r"\.(\d+)\.")
 DEFAULT = "default"
@@ -60,10 +66,61 @@ def install() -> None:
     def get_architecture_info(config: MergeConfiguration, options: MergeOptions) -> Any:
         if config.merge_method != METHOD:
             return ask(config, options)
+        _check_inputs(config, options)
         return architecture_of(config, options, ask)
 
     get_architecture_info.asks_about_vectors = True
     mergekit.merge.get_architecture_info = get_architecture_info
+
+    class Planner(mergekit.merge.MergePlanner):
+        def plan_to_disk(self, out_path: str) -> Any:
+            if self.config.merge_method == METHOD:
+                _warn_of_weights(Path(out_path))
+            return super().plan_to_disk(out_path)
+
+    mergekit.merge.MergePlanner = Planner
+
+
+def _warn_of_weights(out: Path) -> None:
+    """Say that mergekit leaves what is in its output folder, where that may be read as weights."""
+    if (out / INDEX).exists() or any(out.glob("*.safetensors")):
+        log.warning(
+            "%s holds weights already: those that this merge does not replace stay beside it, and a "
+            "folder with two sets is refused later; better merge into an empty one",
+            printable(str(out)),
+        )
+
+
+def _check_inputs(config: MergeConfiguration, options: MergeOptions) -> None:
+    """Check what mergekit would load or ask about, before it does.
+
+    Raises:
+        AVError: an input names code to run, or the card could not be written after the merge.
+    """
+    for model in config.referenced_models():
+        for path in filter(None, (model.model, model.lora)):
+            if options.write_model_card:
+                _check_name(path.path)
+            folder = Path(
+                ModelReference(model=path).local_path(cache_dir=options.transformers_cache)
+            )
+            if (folder / "config.json").is_file():
+                check_config(folder / "config.json")
+        if model.lora and (folder / ADAPTER).is_file():
+            refuse_adapter_code(read_json(folder / ADAPTER), folder / ADAPTER)
+
+
+def _check_name(name: str) -> None:
+    """Raise AVError for a folder about which mergekit's card would ask the Hub in vain."""
+    if not Path(name).is_dir():
+        return
+    try:
+        mergekit.card.is_hf(name)
+    except Exception as error:  # of the Hub's client, or of what it uses
+        raise AVError(
+            f"{name} may be a folder or a Hub id, and the Hub, which mergekit asks for the card, does "
+            f"not answer: write ./{name}, or pass --no-write-model-card"
+        ) from error
 
 
 def architecture_of(

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .base import DEFAULT_BASE, FINGERPRINT, ORIGIN, WHEEL
 from .card_parts import Kept, assemble, recipe
+from .domains import built_in_domains
 from .errors import AVError
 from .markdown import facts, fenced, table, text
 from .models import hub_name
@@ -38,7 +39,7 @@ def vector_card(
     kept = kept or Kept()
     try:
         return assemble(_front(metadata, kept), _parts(metadata, repo, figure), kept)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise AVError(
             f"the metadata of {metadata.name!r} is damaged ({type(error).__name__}: {error}): make "
             "the vector, or its calibration (`av-sweep --write-card`), again"
@@ -92,7 +93,7 @@ def _results(calibration: Mapping[str, Any] | None) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type=domain,
-            dataset_name=f"{domain} ({records['test']} test records of {PROJECT})",
+            dataset_name=f"{domain} ({records['test']} test records{_whose(calibration)})",
             dataset_split="test",
             metric_type="accuracy",
             metric_name=f"preference accuracy of {level} at λ = {entry['nearest']:g}",
@@ -100,6 +101,12 @@ def _results(calibration: Mapping[str, Any] | None) -> list[EvalResult]:
         )
         for level, entry in calibration["levels"].items()
     ]
+
+
+def _whose(calibration: Mapping[str, Any]) -> str:
+    """Of whom the records are, where they are not the user's own."""
+    ours = calibration["domain"] in built_in_domains() and not calibration.get("own_records")
+    return f" of {PROJECT}" if ours else ""
 
 
 def _parts(metadata: "Metadata", repo: str | None, figure: bool) -> list[str]:
@@ -159,9 +166,10 @@ def _use(metadata: "Metadata", repo: str | None) -> list[str]:
 
 
 def _suggested(metadata: "Metadata") -> float:
-    """A λ to begin with: the best level's where it was measured, else the aligned model's."""
+    """A λ to begin with: the best level's of which one that is not 0 was measured, else the aligned
+    model's. At 0 there is nothing to see."""
     levels = (metadata.calibration or {}).get("levels", {})
-    measured = [entry["lambda"] for entry in levels.values() if entry["lambda"] is not None]
+    measured = [entry["lambda"] for entry in levels.values() if entry["lambda"]]
     return float(measured[0]) if measured else 1.0
 
 

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import CardData, ModelCard, RepoCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from .errors import AVError, first_line
 from .markdown import fenced
 
 BEGIN = (
@@ -53,7 +54,7 @@ def license_in(card: str) -> dict[str, Any]:
     block = REGEX_YAML_BLOCK.search(card)
     try:
         front = yaml.safe_load(block[2]) if block else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # PyYAML lets through what the constructors of its types raise
         return {}
     if not isinstance(front, dict):
         return {}
@@ -72,7 +73,10 @@ def assemble(
 
 def with_kept(card: str, kept: Kept) -> str:
     """A card with another license and other own words, where there are any."""
-    page = RepoCard(card, ignore_metadata_errors=True)
+    try:
+        page = RepoCard(card, ignore_metadata_errors=True)
+    except Exception as error:
+        raise AVError(f"the top of README.md is no YAML: {first_line(error)}") from error
     for key, value in kept.license.items():
         page.data[key] = value
     words = "\n\n".join(filter(None, (BEGIN, kept.words, END)))

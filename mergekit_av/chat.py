@@ -13,9 +13,8 @@ a given response, such as `<think>`.
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
-from .errors import AVError
+from .errors import AVError, first_line
+from .limits import within
 from .records import Message, Record
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ PLAIN_TEMPLATE = (
     "{{ eos_token if message['role'] == 'assistant' else '' }}\n\n{% endfor %}"
     "{{ 'Assistant:' if add_generation_prompt }}"
 )
+# A conversation is rendered in milliseconds, on a busy machine in some more.
+RENDER_SECONDS = 10
 PLAIN_NOTICE = "no chat template: prompts are written as 'User: …', a blank line, 'Assistant: …'"
 
 
@@ -121,11 +122,16 @@ def cut_sentence(ends: Sequence[str]) -> str | None:
 
 
 def _render(tokenizer, messages: list[Message], **options) -> list[int]:
-    try:
+    def render() -> list[int]:
         return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
-    except TemplateError as error:
+
+    try:
+        return within(RENDER_SECONDS, render)
+    except Exception as error:  # a template is a program, which may fail in any way
         roles = ", ".join(message["role"] for message in messages)
-        raise AVError(f"the chat template refuses a conversation of {roles}: {error}") from error
+        raise AVError(
+            f"the chat template refuses a conversation of {roles}: {first_line(error)}"
+        ) from error
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

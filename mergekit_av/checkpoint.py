@@ -83,7 +83,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
             if (self.folder / INDEX).is_file():
                 # transformers would read the one, mergekit the other.
                 raise AVError(
-                    f"{self.folder} holds both {SINGLE} and {INDEX}: remove the stale one"
+                    f"{self.folder} holds both {SINGLE} and {INDEX}: remove the stale one, or make the "
+                    "model again in an empty folder"
                 )
             return [SINGLE]
         if (self.folder / INDEX).is_file():

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import io
+import math
 import os
 import signal
 import sys
@@ -9,15 +11,29 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from .errors import AVError
+from .errors import AVError, first_line, is_out_of_memory, one_line, printable
+from .limits import is_text
 
 
 class _OneLine(click.Command):
     """A command whose usage errors are one line as well, without click's lines of usage above."""
+
+    def main(self, *args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a λ on a terminal that has none
+        return super().main(*args, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for argument in args:
+            if not is_text(argument):
+                raise click.UsageError(f"{argument!r} is no text that a file or its name can hold")
+        return super().parse_args(ctx, args)
 
     def make_context(self, *args, **kwargs):
         with _usage_errors_in_one_line():
@@ -40,7 +56,8 @@ def _usage_errors_in_one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         # click shows the usage of the context that an error has: this one has none.
-        raise click.UsageError(" ".join(error.format_message().split())) from error
+        message = one_line(" ".join(error.format_message().split()))
+        raise click.UsageError(message) from error
 
 
 def command(function: Callable) -> click.Command:
@@ -54,16 +71,36 @@ def command(function: Callable) -> click.Command:
     def run(*args, **kwargs):
         with _termination_as_interrupt() as terminated:
             try:
+                _refuse_no_numbers(kwargs)
                 return function(*args, **kwargs)
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
                 raise AVError(f"{where}{error.strerror or error}") from error
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise AVError(
+                    f"{first_line(error)}: take a smaller model, batch or dtype, or a machine with more"
+                ) from error
             except KeyboardInterrupt:
                 click.echo("Interrupted", err=True)
                 sys.exit(128 + (signal.SIGTERM if terminated.is_set() else signal.SIGINT))
 
     name = function.__name__.replace("_", "-")
     return click.command(name, cls=_OneLine, context_settings={"show_default": True})(run)
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print what may quote a stranger's file: as text, whatever a terminal would make of it."""
+    click.echo(printable(text), err=err)
+
+
+def _refuse_no_numbers(options: dict[str, Any]) -> None:
+    """Raise UsageError for an option with a range that is nan, which click lets pass."""
+    for option in click.get_current_context().command.params:
+        value = options.get(option.name)
+        if isinstance(option.type, click.FloatRange) and value is not None and math.isnan(value):
+            raise click.UsageError(f"{option.opts[0]} is not a number: {value}")
 
 
 @contextlib.contextmanager
@@ -136,7 +173,7 @@ def av_extract(base, aligned, out, name, dtype, levels, overwrite):
 
     names = [level.strip() for level in levels.split(",")] if levels else None
     vector = extract(base, aligned, out, name=name, dtype=dtype, levels=names, overwrite=overwrite)
-    click.echo(summary(vector))
+    say(summary(vector))
 
 
 @command
@@ -156,11 +193,9 @@ def av_check(av, base):
         folder = resolve(base)
         vector.check_fit(Checkpoint(folder), base)
         vector.check_base(folder)
-    click.echo(summary(vector))
+    say(summary(vector))
     if limits := vector.limits():
-        click.echo(
-            f"  LIMITS: Knobs, apply_to, av-sweep, av-search and av-export refuse it: {limits}"
-        )
+        say(f"  LIMITS: Knobs, apply_to, av-sweep, av-search and av-export refuse it: {limits}")
 
 
 def summary(vector) -> str:

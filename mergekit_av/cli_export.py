@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli import command, overwrite_option
+from .cli import command, overwrite_option, say
 from .columns import aligned
 from .files import check_file, write_whole
 
@@ -51,7 +51,7 @@ def av_export(av, lora, rank, scale, dtype, base, device, out, json_file, overwr
         device=device,
         overwrite=overwrite,
     )
-    click.echo(summary(export))
+    say(summary(export))
     if json_file:
         write_whole(json_file, to_json(export))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .cli import command
+from .cli import command, say
 
 
 @command
@@ -32,10 +32,10 @@ def av_push(folder, repo, private, revision, create_pr, commit_message, base, dr
     if dry_run:
         upload = prepare(folder, repo, base=base)
         for warning in upload.warnings:
-            click.echo(f"WARNING: {warning}", err=True)
+            say(f"WARNING: {warning}", err=True)
         for path, content in upload.contents().items():
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
-            click.echo(f"{size:>15,}  {path}")
+            say(f"{size:>15,}  {path}")
         return
     address = push(
         folder,
@@ -46,4 +46,4 @@ def av_push(folder, repo, private, revision, create_pr, commit_message, base, dr
         create_pr=create_pr,
         base=base,
     )
-    click.echo(address)
+    say(address)

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from .errors import AVError
+from .limits import read_yaml
 
 BUILT_IN = Path(__file__).parent / "domains"
 # In a folder that av-synth made.
@@ -98,11 +99,9 @@ def load_domain(name: str | os.PathLike) -> Domain:
             raise AVError(f"no domain {str(name)!r}: built in are {known}; your own is a .yml file")
         path = BUILT_IN / f"{name}.yml"
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = read_yaml(path)
     except OSError as error:
         raise AVError(f"cannot read the domain file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no date
-        raise AVError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     return _checked(path, content)
 
 

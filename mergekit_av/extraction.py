@@ -31,7 +31,7 @@ from .counterparts import Counterparts
 from .errors import AVError
 from .files import Kind, check_vacant, entries, whole_folder
 from .license import license_of
-from .models import read_json, refuse_codes, refuse_vector, resolve, revision_of
+from .models import check_config, read_json, refuse_codes, refuse_vector, resolve, revision_of
 from .vector import METADATA, AlignmentVector, BaseIdentity, Metadata
 
 CARD = "README.md"
@@ -105,6 +105,9 @@ def extract(
                 base_id=base_id or str(base),
                 overwrite=overwrite,
             )
+    for file in (base_folder / "config.json", aligned_folder / "config.json"):
+        if file.is_file():
+            check_config(file)  # an `auto_map` is left out of the vector
     base_checkpoint, aligned_checkpoint = Checkpoint(base_folder), Checkpoint(aligned_folder)
     refuse_codes(base_checkpoint)
     refuse_codes(aligned_checkpoint)

@@ -15,13 +15,13 @@ from .card import FIGURE, base_on_hub, vector_card
 from .card_parts import Kept, with_kept
 from .checkpoint import INDEX, Checkpoint, non_finite
 from .domains import DOMAIN, load_domain
-from .errors import AVError
+from .errors import AVError, printable
 from .hub_errors import hub_errors
 from .license import license_of
 from .merged_card import RECIPE, Recipe, merged_card, read_recipe
-from .models import hub_name, layout_of, read_json, resolve, revision_of
+from .models import check_config, hub_name, layout_of, read_json, resolve, revision_of
 from .records import RECORDS, load_records
-from .trust import refuse_code, refuse_foreign_files, refuse_links
+from .trust import refuse_foreign_files, refuse_links
 from .vector import METADATA, AlignmentVector, BaseIdentity
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ OF_A_MODEL = (
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
 )  # fmt: skip
 
+# One of these holds the vocabulary.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 # Beside the prompts; what was made on the way to the records stays there.
 OF_A_DATA_SET = (RECORDS, DOMAIN, "cleaning.md", "cleaning.json")
@@ -188,7 +190,7 @@ def push(
     repo_id = check_access(repo_id, create_pr=create_pr, token=token, **type)
     upload = prepare(folder, repo_id, base=base, token=token)
     for warning in upload.warnings:
-        log.warning("WARNING: %s", warning)
+        log.warning("WARNING: %s", printable(warning))
 
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -268,11 +270,12 @@ def _published(vector: AlignmentVector, base: str, token: str | bool | None) -> 
 
 def _prepare_model(folder: Path, repo_id: str, token: str | bool | None) -> Upload:
     refuse_foreign_files(folder)
-    refuse_code(read_json(folder / "config.json"), folder / "config.json")
+    check_config(folder / "config.json", known=False)
     checkpoint = Checkpoint(folder)
     if names := non_finite(checkpoint):
         raise AVError(f"{folder}: {names[0]} has NaN or infinite values: merge with smaller λ")
     recipe = read_recipe(folder)
+    _check_tokenizer(folder, recipe)
     _check_complete(checkpoint, recipe)
     files = {path.name: path for path in _weights(checkpoint)}
     files |= {name: folder / name for name in OF_A_MODEL if (folder / name).is_file()}
@@ -316,6 +319,24 @@ def _check_complete(checkpoint: Checkpoint, recipe: Recipe | None) -> None:
             f"{checkpoint.folder} has no tensor {name}, which its base, {recipe.base}, has: merge it "
             "again with this mergekit-av"
         )
+
+
+def _check_tokenizer(folder: Path, recipe: Recipe | None) -> None:
+    """Raise AVError for a model without a tokenizer, as a merge leaves it that was interrupted.
+
+    A base that is here and has none either has given none.
+    """
+    base = recipe.folder if recipe else None
+    if _has_tokenizer(folder) or (base is not None and not _has_tokenizer(base)):
+        return
+    raise AVError(
+        f"{folder} has no tokenizer: merge it again, or copy {', '.join(TOKENIZERS[:2])} and the like "
+        f"from {recipe.base if recipe else 'its base'}"
+    )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def _prepare_data_set(folder: Path) -> Upload:

@@ -17,15 +17,12 @@ def hub_errors(what: str, token: str | bool | None = None) -> Iterator[None]:
     Args:
         token: what the requests are made with; it appears in no message, whatever a server says.
     """
-    from huggingface_hub.errors import HTTPError  # of httpx, whichever the client is built on
-
     try:
         yield
     except AVError:
         raise
-    # RuntimeError: an upload by LFS; ValueError: ids, paths and answers that cannot be; OSError:
-    # Xet and the cache.
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+    # Of httpx, of Xet, of the cache; and of whatever is done with an answer that is none.
+    except Exception as error:
         secret = _secret(token)
         text = f"{what}: {reason(error)}"
         if secret and secret in f"{error} {text}":
@@ -60,7 +57,7 @@ def reason(error: BaseException) -> str:
             return reason(cause)
     if isinstance(error, errors.LocalTokenNotFoundError):
         return "no token: run `hf auth login`, or set HF_TOKEN"
-    if isinstance(error, json.JSONDecodeError):
+    if isinstance(error, json.JSONDecodeError | LookupError | TypeError | AttributeError):
         return "the answer is not the Hub's: check HF_ENDPOINT, and try again later"
     if isinstance(error, errors.HTTPError):
         said = _short(error) or type(error).__name__

@@ -1,5 +1,6 @@
 """The license of a base, which everything made from it inherits."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ def license_of(
     """
     if base.fingerprint == FINGERPRINT:
         return {"license": LICENSE}
-    if found := _read((folder or Path(base.id).expanduser()) / "README.md"):
+    if found := _read((folder or Path(os.path.expanduser(base.id))) / "README.md"):
         return found
     if hub_name(base.id) is None:
         return {}

@@ -7,17 +7,20 @@ they are text and nothing else: no markup, no second table column, no end of a c
 import re
 from collections.abc import Mapping, Sequence
 
+from .errors import printable
+
 MARKUP = re.compile(r"[\\`*\[\]|~<>#!&$]|(?<!\w)_|_(?!\w)")
 BAR = re.compile(r"(?<!\\)\|")
 
 
 def text(value: object) -> str:
     """A value as plain words on one line."""
-    return MARKUP.sub(r"\\\g<0>", " ".join(str(value).split()))
+    return MARKUP.sub(r"\\\g<0>", printable(" ".join(str(value).split())))
 
 
 def fenced(code: str, language: str) -> str:
     """A code block that its content cannot end."""
+    code = printable(code)
     longest = max(map(len, re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"

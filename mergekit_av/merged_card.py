@@ -19,6 +19,8 @@ from .base import DEFAULT_BASE
 from .card import PAPER, PROJECT, about_base, base_on_hub
 from .card_parts import Kept, assemble
 from .checkpoint import Checkpoint, fingerprint
+from .errors import AVError
+from .limits import refuse_unfolding
 from .markdown import fenced, table, text
 from .models import hub_name
 from .recipe import COEFFICIENTS, METHOD
@@ -42,7 +44,7 @@ class Recipe:
     @property
     def folder(self) -> Path | None:
         """Where the base is, if it is here."""
-        folder = Path(self.base).expanduser()
+        folder = Path(os.path.expanduser(self.base))
         return folder if folder.is_dir() else None
 
     def identity(self) -> BaseIdentity:
@@ -75,7 +77,9 @@ def read_recipe(folder: Path) -> Recipe | None:
     """The recipe in a checkpoint's folder; None where alignment vectors had no part in it."""
     try:
         return _parse((folder / RECIPE).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+    except AVError:
+        raise
+    except Exception:  # PyYAML lets through what the constructors of its types raise
         return None
 
 
@@ -87,7 +91,19 @@ def merged_card(recipe: Recipe, base: BaseIdentity, *, repo: str, kept: Kept) ->
         base: of the recipe as it was written.
         repo: the checkpoint's Hub id.
         kept: of an older card.
+
+    Raises:
+        AVError: the recipe says something that no merge can have been made with.
     """
+    try:
+        return _card(recipe, base, repo, kept)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise AVError(
+            f"{RECIPE} is damaged ({type(error).__name__}: {error}): merge again, or remove it"
+        ) from error
+
+
+def _card(recipe: Recipe, base: BaseIdentity, repo: str, kept: Kept) -> str:
     vectors = [model for model in recipe.models() if model != recipe.base]
     names = [base_on_hub(base), *(hub_name(vector.partition("@")[0]) for vector in vectors)]
     on_hub = [name for name in names if name]
@@ -118,6 +134,7 @@ def merged_card(recipe: Recipe, base: BaseIdentity, *, repo: str, kept: Kept) ->
 def _parse(written: str) -> Recipe:
     """Raises ValueError for what is no recipe with alignment vectors."""
     content = yaml.safe_load(written)
+    refuse_unfolding(content, RECIPE)
     if not isinstance(content, dict) or content.get("merge_method") != METHOD:
         raise ValueError(RECIPE)
     return Recipe(written, content)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import AVError, first_line
 from .hub_errors import hub_errors
-from .trust import SNAPSHOTS, refuse_code
+from .limits import modules_up_to, refuse_counts, within
+from .trust import QUANTISATIONS, SNAPSHOTS, asks_for_flash, refuse_code
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# A configuration says in milliseconds what it has to say; the first may have to wait for imports.
+CONFIG_SECONDS = 120
+TOKENIZER_SECONDS = 600
+# How many modules, at most, there are for one tensor, and for none; and how many values for one byte
+# of the checkpoint, and for none. Real ones have about two modules, and at most two values.
+MODULES_PER_TENSOR, MODULES = 50, 10_000
+VALUES_PER_BYTE, VALUES = 4, 1 << 28
 
 
 def resolve(
@@ -65,14 +73,36 @@ def hub_name(name: str) -> str | None:
 def read_json(path: Path) -> dict:
     """A JSON object from a file, or one line that says why not."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"), parse_int=_read_int)
     except FileNotFoundError:
         raise AVError(f"{path.parent} has no {path.name}") from None
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError, RecursionError, OverflowError) as error:
         raise AVError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise AVError(f"{path} must hold a JSON object")
     return content
+
+
+def check_config(file: Path, known: bool = True) -> dict:
+    """The content of a config.json, or of another file with settings, before transformers reads it.
+
+    Args:
+        known: see `refuse_code`.
+
+    Raises:
+        AVError: it cannot be read, names code to run, or asks for more than any model has.
+    """
+    settings = read_json(file)
+    refuse_code(settings, file, known)
+    refuse_counts(settings, file)
+    return settings
+
+
+def _read_int(digits: str) -> int:
+    """A whole number that a float can hold as well, for all that numbers are used for."""
+    number = int(digits)
+    float(number)
+    return number
 
 
 def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | None = None):
@@ -89,13 +119,22 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
 
     folder = resolve(source)
     refuse_vector(folder)
-    _refuse_unknown_code(read_json(folder / "config.json"), folder)
+    settings = _checked(folder)
+    for found in _quantisations(settings):
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        if method not in QUANTISATIONS:
+            raise AVError(
+                f"{folder} is quantised ({method}), which is not supported: take it in bfloat16"
+            )
     infos = Checkpoint(folder)  # says in one line what is wrong with the files
     device = device or default_device()
     dtype = own_dtype(infos) if dtype == "auto" else dtype
+    _refuse_sizes(load_shape(folder), infos)
     try:
-        model, loaded = _model_class(_config(folder)).from_pretrained(
+        config = _config(folder)
+        model, loaded = _model_class(config).from_pretrained(
             folder,
+            config=config,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,  # else transformers asks on the terminal
@@ -115,9 +154,31 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
 
 
 def _config(folder: Path) -> Any:
+    """What transformers makes of a config.json, which has been looked at for code.
+
+    Raises:
+        Exception: it is wrong in one of many ways.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    settings = read_json(folder / "config.json")
+    config = within(
+        CONFIG_SECONDS, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    )
+    if asks_for_flash(settings):
+        config._attn_implementation = None  # of all its parts
+    return config
+
+
+def _refuse_sizes(shape: Any, checkpoint: "Checkpoint") -> None:
+    """Raise AVError for a model that takes far more memory than its checkpoint has values for."""
+    wanted = sum(tensor.numel() for tensor in (*shape.parameters(), *shape.buffers()))
+    there = sum(info.nbytes for info in checkpoint.values())
+    if wanted > VALUES_PER_BYTE * there + VALUES:
+        raise AVError(
+            f"{checkpoint.folder}: its config.json asks for {wanted:,} weights, and its files hold "
+            f"{there:,} bytes"
+        )
 
 
 def _model_class(config: Any) -> Any:
@@ -198,14 +259,22 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
     from .checkpoint import Checkpoint
 
     folder = resolve(source)
-    _refuse_unknown_code(read_json(folder / "config.json"), folder)
-    dtype = own_dtype(Checkpoint(folder)) if dtype == "auto" else dtype
+    _checked(folder)
+    checkpoint = Checkpoint(folder)
+    dtype = own_dtype(checkpoint) if dtype == "auto" else dtype
+    most = MODULES_PER_TENSOR * len(checkpoint) + MODULES
     try:
         config = _config(folder)
-        with torch.device("meta"):
-            return _model_class(config).from_config(config, dtype=getattr(torch, dtype))
+        with torch.device("meta"), modules_up_to(most):
+            return _model_class(config).from_config(
+                config,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,  # else transformers asks on the terminal
+            )
     except Exception as error:  # a config.json has no end of ways to be wrong
-        raise AVError(f"{source} is no causal LM: {first_line(error)}") from error
+        raise AVError(
+            f"{source} is no causal LM that transformers can load: {first_line(error)}"
+        ) from error
 
 
 def layout_of(checkpoint: "Checkpoint") -> "Layout":
@@ -223,8 +292,13 @@ def load_tokenizer(source: str | os.PathLike):
     """The model's tokenizer, with a padding token."""
     from transformers import AutoTokenizer
 
+    folder = resolve(source)
+    _refuse_other_classes(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(source), trust_remote_code=False)
+        tokenizer = within(
+            TOKENIZER_SECONDS,
+            lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        )
     except AVError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more precise
@@ -232,6 +306,27 @@ def load_tokenizer(source: str | os.PathLike):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _refuse_other_classes(folder: Path) -> None:
+    """Raise AVError for a tokenizer that transformers would load as something else, or with code.
+
+    It takes the class from all that it has, among which are models, with their own ways to load.
+    """
+    from transformers import PreTrainedTokenizerBase
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        if not file.is_file():
+            continue
+        settings = check_config(file)
+        name = settings.get("tokenizer_class")
+        if name is None:
+            continue
+        found = tokenizer_class_from_name(name) if isinstance(name, str) else name
+        is_tokenizer = isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
+        if not is_tokenizer and found is not None:
+            raise AVError(f"{file}: the `tokenizer_class` {name!r} is no tokenizer")
 
 
 def buffer_names(model) -> set[str]:
@@ -252,12 +347,14 @@ def refuse_vector(folder: Path) -> None:
         raise AVError(f"{folder} is an alignment vector, not a model: merge it with its base first")
 
 
-def _refuse_unknown_code(config: dict, folder: Path) -> None:
-    """Raise AVError for an architecture that is known to the code in its own repository alone."""
+def _checked(folder: Path) -> dict:
+    """A model's config.json; AVError as well for an architecture that is known to the code in its own
+    repository alone."""
     from transformers import CONFIG_MAPPING
 
-    if config.get("model_type") not in CONFIG_MAPPING:
-        refuse_code(config, folder / "config.json")
+    file = folder / "config.json"
+    kind = read_json(file).get("model_type")
+    return check_config(file, known=isinstance(kind, str) and kind in CONFIG_MAPPING)
 
 
 def default_device() -> str:

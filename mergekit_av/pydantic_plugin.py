@@ -14,10 +14,14 @@ class _RecipeEvents:
 
     @staticmethod
     def on_enter(input: Any, **settings: Any) -> None:
+        from mergekit_av.limits import refuse_unfolding
         from mergekit_av.merge_method import register
+        from mergekit_av.recipe import METHOD
         from mergekit_av.recipe_keys import check_keys
 
         register()
+        if isinstance(input, dict) and input.get("merge_method") == METHOD:
+            refuse_unfolding(input, "the recipe")
         check_keys(input)
 
     @staticmethod

@@ -6,6 +6,7 @@ mergekit ignores keys it does not know and falls back to defaults in silence; a 
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,13 @@ PER_VECTOR = (*COEFFICIENTS, "transfer")
 PER_RECIPE = ("rounding", "seed")
 
 
+# A number as people write it; Python would take 1_0 and digits of other scripts as well.
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+# From here on a whole number may have been written otherwise: YAML makes 8 of 010, 16 of 0x10, 90 of
+# 1:30. Which it was mergekit does not tell.
+WHOLE = 8
+
+
 def read_coefficient(value: Any) -> float | None:
     """One λ as the recipe gives it: a finite number, or a string that YAML left unread ("1e-1").
 
@@ -32,7 +40,8 @@ def read_coefficient(value: Any) -> float | None:
         return None
     if not isinstance(value, bool):
         try:
-            number = float(value)
+            written = isinstance(value, str)
+            number = math.nan if written and not NUMBER.fullmatch(value.strip()) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
@@ -134,6 +143,11 @@ def _covers_every_tensor(setting: Any) -> bool:
         value = getattr(entry, "value", entry)
         for number in value if isinstance(value, list) else [value]:
             read_coefficient(number)
+            if isinstance(number, int) and abs(number) >= WHOLE:
+                raise AVError(
+                    f"λ = {number} may have been written as something else, of which YAML makes that "
+                    f"(010 is 8, 1:30 is 90): write {number}.0 if it is meant"
+                )
         empty = isinstance(value, list) and not value
         covered |= not empty and getattr(entry, "filter", None) in (None, "*")
     return covered

@@ -16,8 +16,10 @@ from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .files import write_whole
 from .layout import Layout, named_tensors
+from .limits import refuse_unfolding
 from .models import (
     buffer_names,
+    check_config,
     layout_of,
     load_model,
     load_shape,
@@ -25,7 +27,7 @@ from .models import (
     refuse_codes,
     resolve,
 )
-from .trust import refuse_code, refuse_foreign_files
+from .trust import refuse_foreign_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,6 +84,7 @@ class Metadata:
                 remedy = ": it looks like a whole model; make a vector of it with `av-extract BASE MODEL OUT`"
             raise AVError(f"{folder} is no alignment vector (it has no {METADATA}){remedy}")
         content = read_json(folder / METADATA)
+        refuse_unfolding(content, folder / METADATA)
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise AVError(
@@ -125,7 +128,7 @@ class Metadata:
             yield "statistics.weights"
         for key in ("norm", "unchanged", "base_norm"):
             value = statistics.get(key)
-            if type(value) not in (int, float) and not (key == "base_norm" and value is None):
+            if not is_number(value) and not (key == "base_norm" and value is None):
                 yield f"statistics.{key}"
         if not isinstance(self.levels, list) or not all(isinstance(x, str) for x in self.levels):
             yield "levels"
@@ -157,7 +160,7 @@ class Metadata:
                 f"no λ in the usable range of {self.name!r} makes {level!r} dominant: give λ as a "
                 "number"
             )
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if not is_number(value):
             raise AVError(
                 f"the calibration of {self.name!r} is damaged: run `av-sweep --write-card` again"
             )
@@ -165,6 +168,11 @@ class Metadata:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def is_number(value: Any) -> bool:
+    """Whether something from JSON is a finite number; truth values are none."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 class Combination:
@@ -338,7 +346,7 @@ class AlignmentVector(Combination):
         metadata = Metadata.read(folder)
         refuse_foreign_files(folder)
         if (folder / "config.json").is_file():
-            refuse_code(read_json(folder / "config.json"), folder / "config.json")
+            check_config(folder / "config.json", known=False)
         return cls(folder, metadata)
 
     def push_to_hub(

@@ -17,6 +17,7 @@ from mergekit_av.card import FIGURE, vector_card
 from mergekit_av.card_parts import BEGIN, END, Kept
 from mergekit_av.hub import prepare
 from mergekit_av.license import license_of
+from mergekit_av.lora_card import is_of_vector
 from mergekit_av.markdown import facts, fenced, text
 from mergekit_av.merged_card import RECIPE, merged_card, read_recipe
 from mergekit_av.vector import BaseIdentity, Metadata
@@ -65,6 +66,60 @@ def card_of(upload) -> str:
 
 
 # --- of a vector -------------------------------------------------------------------------------
+
+
+BROKEN_YAML = [
+    "a: !!bool x",
+    "a: !!int ''",
+    "a: !!timestamp x",
+    "a: [" * 3000,
+    "? {a: b}\n: c",
+    "a: \x00",
+]
+
+
+@pytest.mark.parametrize("front", BROKEN_YAML)
+def test_a_card_whose_front_matter_breaks_the_parser_has_nothing_to_keep(tmp_path, front):
+    card = f"---\n{front}\n---\n\n# x\n"
+    assert Kept.of(card) == Kept()
+    (tmp_path / "README.md").write_text(card)
+    assert not is_of_vector(tmp_path / "README.md")
+    (tmp_path / RECIPE).write_text(front)
+    assert read_recipe(tmp_path) is None
+
+
+def test_a_recipe_that_no_merge_was_made_with_is_one_line(tmp_path):
+    for rest in ("models: [{model: x, parameters: [lambda]}]", "parameters: [x]"):
+        (tmp_path / RECIPE).write_text(f"merge_method: alignment_vector\nbase_model: ~no/x\n{rest}")
+        recipe = read_recipe(tmp_path)
+        with pytest.raises(AVError, match=r"mergekit_config.yml is damaged"):
+            merged_card(recipe, recipe.identity(), repo="me/x", kept=Kept())
+
+
+def test_a_base_in_the_home_of_nobody_has_no_license():
+    assert license_of(BaseIdentity("~nobody-of-that-name/x", "1" * 32, None)) == {}
+
+
+def test_the_project_is_not_named_for_records_of_ones_own():
+    for changes in ({"own_records": True}, {"domain": "tone"}):
+        card = vector_card(make_metadata(calibration=CALIBRATION | changes))
+        assert "(18 test records)" in card
+        assert "records of mergekit-av" not in card
+
+
+def test_the_recipe_of_a_card_does_something():
+    """The base itself may be what brings the best level out."""
+    levels = {name: dict(entry) for name, entry in CALIBRATION["levels"].items()}
+    for expert, generic, wanted in ((0.0, None, 1.0), (0.0, -0.1, -0.1), (0.4, -0.1, 0.4)):
+        levels["expert"]["lambda"], levels["generic"]["lambda"] = expert, generic
+        card = vector_card(make_metadata(calibration=CALIBRATION | {"levels": levels}))
+        assert recipe_of(card.encode())["models"][0]["parameters"] == {"lambda": wanted}
+
+
+def test_control_characters_are_written_out():
+    card = vector_card(make_metadata(name="a\x1b[2Jb\u202ec", levels=["x\x07", "y"]))
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", card)
+    assert "u202e" in card
 
 
 def test_what_the_hub_indexes():

@@ -1,5 +1,6 @@
 """Token ids: exactly those that TRL trains on, and every level ends alike."""
 
+import time
 from itertools import pairwise
 
 import datasets
@@ -11,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+import mergekit_av.chat
 from mergekit_av.chat import (
     PLAIN_NOTICE,
     cut_notice,
@@ -240,6 +242,32 @@ def test_a_conversation_that_the_template_refuses_is_one_line(tmp_path):
     assert str(caught.value) == (
         "the chat template refuses a conversation of system, user: System role not supported"
     )
+
+
+FAILING = {
+    "a division by zero": "{{ 1 / 0 }}",
+    "a sum of text and number": "{{ 'a' + 1 }}",
+    "what is not defined": "{{ nothing.at.all }}",
+    "no end of macros": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "another template": "{% include 'x.jinja' %}",
+    "no syntax": "{% if %}",
+    "what Python keeps": "{{ ''.__class__.__mro__ }}{{ [].__class__.__base__.__subclasses__() }}",
+    "a large range": "{{ range(10 ** 9) | list }}",
+    "loops without end": "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAILING)
+def test_a_template_that_fails_or_does_not_end_is_one_line(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(mergekit_av.chat, "RENDER_SECONDS", 2)
+    tokenizer = tokenizer_with(tmp_path, FAILING[what])
+    began = time.monotonic()
+    with pytest.raises(
+        AVError, match="the chat template refuses a conversation of user: "
+    ) as caught:
+        encode(tokenizer, [{"role": "user", "content": "y"}], ["z"])
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 20
 
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)

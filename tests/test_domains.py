@@ -154,6 +154,21 @@ MISTAKES = {
         "name: t\nlevels: [a, b]\nparaphrases: {a: [x, ' ']}",
         "paraphrases of 'a' must be a list",
     ),
+    "nested without end": ("name: " + "[" * 5000, "nested too deeply"),
+    "aliases of aliases": (
+        "levels: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "\n".join(
+            f"k{i}: &a{i} [{', '.join(['*a' + (str(i - 1) if i else '')] * 9)}]" for i in range(9)
+        ),
+        "stands for more than 1,000,000 values",
+    ),
+    "an alias of itself": ("name: tone\nlevels: &a [*a, *a]", "stands for more than"),
+    "a NUL": ('name: "to\\0ne"\nlevels: [a, b]', "which is no text"),
+    "half a character": ('name: "to\\ud800ne"\nlevels: [a, b]', "which is no text"),
+    "a sentence of megabytes": (
+        f"name: tone\nlevels: {{a: [{'x' * 10**6}], b: y}}",
+        "must have a sent",
+    ),
     "unknown split": ("name: tone\nlevels: [a, b]\nsplit: tset", "`split` is 'tset', not one of"),
 }
 

@@ -16,7 +16,7 @@ from hub_server import PART, Fault, User
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from training_runs import write_domain
 
-from mergekit_av import AlignmentVector
+from mergekit_av import AlignmentVector, AVError
 from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
 from mergekit_av.extraction import extract
 from mergekit_av.hub import prepare
@@ -303,7 +303,16 @@ def _nan(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors["model.norm.weight"][:1].fill_(float("nan")))
 
 
+def _without_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
 SPOILT_MODELS = {
+    "no tokenizer": (
+        _without_tokenizer,
+        "has no tokenizer: merge it again, or copy tokenizer.json",
+    ),
     "NaN": (_nan, "model.norm.weight has NaN or infinite values"),
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "code": (
@@ -330,6 +339,21 @@ def test_a_spoilt_checkpoint_is_refused_before_a_byte_leaves(hub, client, model,
     spoil(model)
     assert re.search(message, refused(client, "av-push", "model", "me/model"))
     assert "me/model" not in hub.repos
+
+
+def test_a_merge_whose_base_has_no_tokenizer_goes_without(model, base, tmp_path):
+    recipe = {
+        "merge_method": "alignment_vector",
+        "base_model": str(tmp_path / "bare"),
+        "models": [],
+    }
+    (model / "mergekit_config.yml").write_text(yaml.safe_dump(recipe))
+    bare = shutil.copytree(base, tmp_path / "bare")
+    _without_tokenizer(model)
+    with pytest.raises(AVError, match=rf"has no tokenizer: .* from {bare}"):
+        prepare(model, "me/model")
+    _without_tokenizer(bare)
+    assert SINGLE in prepare(model, "me/model").files
 
 
 def test_who_may_not_push_is_told_before_anything_is_sent(hub, client, av):

@@ -20,8 +20,9 @@ from merging import make_recipe, merge, refusal, run
 from safetensors.torch import load_file
 from test_files import run_python
 
-from mergekit_av import extract
+from mergekit_av import AVError, extract
 from mergekit_av.checkpoint import SINGLE
+from mergekit_av.hub import prepare
 from mergekit_av.merge_method import register
 from mergekit_av.models import load_model
 from mergekit_av.recipe import METHOD
@@ -63,6 +64,35 @@ def nearest(base, lambdas, **top) -> dict:
 def merged_bytes(recipe: dict, out: Path) -> bytes:
     merge(recipe, out)
     return (out / SINGLE).read_bytes()
+
+
+def test_a_folder_that_is_merged_into_twice_is_warned_of_and_never_read_as_one(
+    base, vectors, tmp_path, caplog
+):
+    recipe, out = make_recipe(base, {vectors["legal"]: 1}), tmp_path / "out"
+    assert run(recipe, out, "--quiet").exit_code == 0
+    assert "holds weights already" not in caplog.text
+    assert run(recipe, out, "--quiet", "--out-shard-size", "20K").exit_code == 0
+    assert f"{out} holds weights already" in caplog.text
+    assert len(list(out.glob("*.safetensors"))) > 2
+    for use in (load_model, lambda folder: prepare(folder, "me/model")):
+        with pytest.raises(
+            AVError, match="remove the stale one, or make the model again in an empty"
+        ):
+            use(out)
+
+
+def test_a_bare_name_of_a_folder_is_refused_before_the_merge_where_the_hub_is_not_there(
+    base, vectors, tmp_path, monkeypatch
+):
+    """mergekit's card asks the Hub about it, after the merge."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(vectors["legal"], tmp_path / "avs" / "x")
+    recipe = make_recipe(base, {Path("avs/x"): 1})
+    assert "write ./avs/x" in refusal(recipe, tmp_path / "out")
+    assert run(recipe, tmp_path / "out", "--no-write-model-card").exit_code == 0
+    recipe["models"][0]["model"] = "./avs/x"
+    assert run(recipe, tmp_path / "same").exit_code == 0
 
 
 @pytest.fixture

@@ -32,6 +32,14 @@ def seen(*some: Setting) -> Landscape:
     return Landscape.seen(QUESTION, some)
 
 
+def test_a_lattice_that_memory_could_not_hold_is_refused_before_it_is_made():
+    with pytest.raises(AVError, match="40,000,000 multiples of 1e-7: take a larger step"):
+        axis("-2", "2", "1e-7")
+    fine = axis(-2, 2, "0.001")
+    with pytest.raises(AVError, match="take a larger step or smaller ranges"):
+        Question({"a": fine, "b": fine, "c": fine}, {"medical": LEVELS}).lattice()
+
+
 @pytest.mark.parametrize(
     ("low", "high", "step", "values"),
     [

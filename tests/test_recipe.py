@@ -54,6 +54,8 @@ def test_anything_else_is_none(value):
 
 GOOD = {
     "a number": with_parameters({"lambda": 0}),
+    "large, as a fraction": with_parameters({"lambda": 90.0}),
+    "without a zero": with_parameters({"lambda": yaml.safe_load(".5")}),
     "negative": with_parameters({"lambda": -2.5}),
     "a string YAML left": with_parameters({"lambda": "1e-1"}),
     "weight": with_parameters({"weight": 1}),
@@ -113,6 +115,19 @@ BAD = {
         f"λ is {value}": (with_parameters({"lambda": value}), f"{LEGAL}: .* finite .* not {value}")
         for value in (math.nan, math.inf, -math.inf, True)
     },
+    **{
+        f"λ is written {text}": (
+            with_parameters({"lambda": yaml.safe_load(text)}),
+            f"write {value}.0 if",
+        )
+        for text, value in {"1:30": 90, "010": 8, "0x10": 16, "1_000": 1000, "-1:30": -90}.items()
+    },
+    "a gradient with a sexagesimal": (with_parameters({"lambda": [0, 90]}), "write 90.0 if"),
+    "λ is text with underscores": (
+        with_parameters({"lambda": "1_0"}),
+        "finite number .* not '1_0'",
+    ),
+    "λ is in other digits": (with_parameters({"lambda": "٣"}), "finite number"),
     "λ is a word": (with_parameters({"lambda": "strong"}), "finite number .* not 'strong'"),
     "λ is huge": (with_parameters({"lambda": 10**400}), "finite number"),
     "a gradient with a word": (with_parameters({"lambda": [1, "x"]}), "not 'x'"),
@@ -249,6 +264,14 @@ BAD |= {
         recipe(parameters={"rounding": None}), "^the recipe: `parameters.rounding` is empty"
     ),
 }  # fmt: skip
+
+
+def test_a_recipe_of_aliases_is_not_unfolded():
+    models = [{"model": LEGAL, "parameters": {"lambda": 1}}]
+    for _ in range(9):
+        models = [models] * 9
+    with pytest.raises(AVError, match="the recipe stands for more than"):
+        read(recipe(models=models))
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -10,11 +10,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 import torch
-import yaml
 from transformers import HfArgumentParser
 from trl import DPOConfig
 
 from mergekit_av.errors import AVError
+from mergekit_av.limits import read_yaml
 
 from .defaults import COMMON, SETTING, SETTINGS
 
@@ -95,8 +95,8 @@ def _of_this_machine() -> dict[str, bool]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except OSError as error:
         raise AVError(f"{path} cannot be read as YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise AVError(f"{path} must be a mapping of DPOConfig's fields")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from mergekit_av.cli import command, given, overwrite_option, summary
+from mergekit_av.cli import command, given, overwrite_option, say, summary
 from mergekit_av.errors import AVError
 
 from .defaults import COMMON, HOLD, PATIENCE, SETTING, SETTINGS
@@ -207,10 +207,10 @@ def av_train(
         vector = train(job, load)
         gc.collect()  # a Trainer is part of a cycle; the next model needs the room
         if vector is not None:
-            click.echo(summary(vector))
-            click.echo(_outcome(vector.metadata.training or {}))
+            say(summary(vector))
+            say(_outcome(vector.metadata.training or {}))
             if push_to_hub:
-                click.echo(_push(vector, push_to_hub, private))
+                say(_push(vector, push_to_hub, private))
 
 
 # What is not an option of ours is one of DPOConfig's.

@@ -1,0 +1,162 @@
+"""How much a stranger's file may take: time, and what it unfolds to.
+
+A chat template is a program, a configuration says how much is to be built, and a few lines of YAML can
+stand for gigabytes. Nothing of that is wrong in itself, so it is stopped at a size that no honest
+file has.
+"""
+
+import contextlib
+import ctypes
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from .errors import AVError, one_line
+
+Result = TypeVar("Result")
+# Values in a YAML file, each counted as often as it is referred to.
+VALUES = 1_000_000
+# Of layers, experts, heads that a configuration may ask for; which part of a key says that it does.
+COUNT = 100_000
+COUNTED = {
+    "block", "blocks", "channels", "codebooks", "depth", "expert", "experts", "groups", "head", "heads",
+    "labels", "layer", "layers", "loops", "stages",
+}  # fmt: skip
+
+
+class _TimeIsUp(BaseException):
+    """Raised in a thread from outside; a BaseException, for a template may catch no others either."""
+
+
+def within(seconds: float, work: Callable[[], Result]) -> Result | None:
+    """What `work` returns.
+
+    It runs in a thread of its own, since only the main thread could have a timer.
+
+    Raises:
+        TimeoutError: it took longer, and was stopped at its next step in Python.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        stop(ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeIsUp))
+        raise TimeoutError(f"it takes longer than {seconds:g} seconds")
+    for error in errors:
+        raise error
+    return results[0]
+
+
+@contextlib.contextmanager
+def modules_up_to(count: int) -> Iterator[None]:
+    """Stop this thread's construction of a network at more than `count` modules.
+
+    Raises:
+        AVError: there would be more.
+    """
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    thread, left = threading.get_ident(), count
+
+    def registered(*_: Any) -> None:
+        nonlocal left
+        left -= threading.get_ident() == thread
+        if left < 0:
+            raise AVError(f"its config.json asks for more than {count:,} modules")
+
+    hook = register_module_module_registration_hook(registered)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def refuse_counts(config: dict, where: object) -> None:
+    """Raise AVError for a configuration that asks for more layers, experts or heads than any model
+    has; lists would be made of them before a single module is."""
+    for key, value in every(config):
+        counts = isinstance(key, str) and any(part in COUNTED for part in key.lower().split("_"))
+        if counts and isinstance(value, int) and value > COUNT:
+            raise AVError(f"{where} says `{key}: {value:.3g}`, which no model has")
+
+
+def every(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Each key with its value in what was read from JSON or YAML, at any depth; in a list the key is
+    the place. What is referred to several times comes as often."""
+    left = [content] if isinstance(content, dict | list) else []
+    while left:
+        part = left.pop()
+        pairs = part.items() if isinstance(part, dict) else enumerate(part)
+        for key, value in pairs:
+            yield key, value
+            if isinstance(value, dict | list):
+                left.append(value)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader with the numbers of YAML 1.2: 1.1 makes 90 of 1:30, 8 of 010, and text of 1e-1."""
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag not in (_INT, _FLOAT)]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"[-+]?(0|[1-9][0-9]*)?\.[0-9]+([eE][-+]?[0-9]+)?$|[-+]?(0|[1-9][0-9]*)\.?([eE][-+]?[0-9]+)?$"
+        r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says.
+
+    Raises:
+        AVError: it is no YAML, or stands for more than a file should.
+        OSError: it cannot be read.
+    """
+    try:
+        content = yaml.load(path.read_text("utf-8"), _Loader)
+    except OSError:
+        raise
+    except RecursionError:
+        raise AVError(f"{path} is nested too deeply to be read") from None
+    except Exception as error:  # PyYAML lets through what the constructors of its types raise
+        raise AVError(f"{path} is not readable YAML: {one_line(str(error))}") from error
+    refuse_unfolding(content, path)
+    return content
+
+
+def refuse_unfolding(content: Any, where: object) -> None:
+    """Raise AVError for YAML whose aliases stand for more than memory holds, or for themselves, and
+    for characters that no text has."""
+    for count, pair in enumerate(every(content)):
+        if count > VALUES:
+            raise AVError(f"{where} stands for more than {VALUES:,} values: write no `*` aliases")
+        for text in pair:
+            if isinstance(text, str) and not is_text(text):
+                raise AVError(f"{where} has {text!r}, which is no text")
+
+
+def is_text(text: str) -> bool:
+    """Whether a file or a path can hold a text: it has no NUL and no half characters."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
