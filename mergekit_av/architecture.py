@@ -33,7 +33,7 @@ from transformers import PretrainedConfig
 from .adapter import CONFIG as ADAPTER
 from .checkpoint import INDEX, Checkpoint
 from .errors import AVError, printable
-from .models import check_config, layout_of, read_json
+from .models import check_config, hub_name, layout_of, read_json
 from .recipe import METHOD
 from .trust import refuse_adapter_code
 
@@ -95,10 +95,13 @@ def _check_inputs(config: MergeConfiguration, options: MergeOptions) -> None:
     """Check what mergekit would load or ask about, before it does.
 
     Raises:
-        AVError: an input names code to run, or the card could not be written after the merge.
+        AVError: an input is not there, it names code to run, or the card could not be written after
+            the merge.
     """
     for model in config.referenced_models():
         for path in filter(None, (model.model, model.lora)):
+            if "/" in path.path and not Path(path.path).is_dir() and not hub_name(path.path):
+                raise AVError(f"there is no folder {path.path}")
             if options.write_model_card:
                 _check_name(path.path)
             folder = Path(

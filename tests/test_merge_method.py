@@ -542,3 +542,10 @@ def test_every_public_name_can_be_imported():
         assert getattr(mergekit_av, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Knob'"):
         mergekit_av.Knob  # noqa: B018
+
+
+@pytest.mark.parametrize("which", ["base", "vector"])
+def test_a_folder_that_is_not_there(which, base, vectors, out, tmp_path):
+    lost = tmp_path / "lost"
+    pair = (lost, vectors["legal"]) if which == "base" else (base, lost)
+    assert refusal(make_recipe(pair[0], {pair[1]: 1.0}), out) == f"there is no folder {lost}"
