@@ -124,7 +124,7 @@ def test_each_of_several_domains_is_held_where_it_is_not_trained(tmp_path, base)
         (["--hold", "cooking"], "no domain 'cooking'"),
         (["--hold", "manners.yml", "--hold", "manners.yml"], "--hold: manners is given twice"),
         (["--hold", "manners.yml", "--hold-weight", "0"], "--hold-weight"),
-        (["--hold", "manners.yml", "--hold-weight", "nan"], "--hold-weight must be a number"),
+        (["--hold", "manners.yml", "--hold-weight", "nan"], "--hold-weight is not a number"),
         (["--hold", "untrained.yml"], "untrained: none of the 4 records is in the train split"),
         (["--hold", "blind.yml"], "blind: none of the 12 records is in the validation split"),
         (["--hold-weight", "2"], "--hold-weight goes with --hold"),
