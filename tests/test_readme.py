@@ -158,10 +158,10 @@ def test_exporting(here):
 def test_sweeping(here):
     # Of an option that is given twice the last one counts.
     short = "--max-records 1 --generate 1 --max-new-tokens 1 --lambda 1"
-    run("av-sweep --av avs/medical --lambda=-2:2:0.25 --write-card --out runs/medical", short)
-    two = "av-sweep --av avs/medical --av avs/legal --domain medical --domain legal --domain helpfulness --out runs/two"
+    run("av-sweep --av avs/medical --lambda=-2:2:0.25 --write-card --out sweeps/medical", short)
+    two = "av-sweep --av avs/medical --av avs/legal --domain medical --domain legal --domain helpfulness --out sweeps/two"
     run(two, short)
-    assert Path("avs/medical/sweep.png").is_file() and Path("runs/two/report.md").is_file()
+    assert Path("avs/medical/sweep.png").is_file() and Path("sweeps/two/report.md").is_file()
 
 
 def test_searching(here):
