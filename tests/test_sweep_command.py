@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +14,7 @@ import pytest
 from conftest import make_model, make_tokenizer, perturb
 from matplotlib import image
 from meddling import meddle
+from pausing import start_and_pause
 from sweeping import few, in_process, row, rows, sweep, train, write_rows
 
 from mergekit_av import AVError
@@ -478,25 +478,18 @@ def test_many_evaluations_are_asked_about(options, aligned, tmp_path):
 
 @pytest.fixture
 def long(options) -> list:
-    """A sweep that takes some seconds."""
-    return [*options, "--lambda", "-5:5:0.2", "--generate", 0, "--no-prompting"]
+    """A sweep of 42 evaluations."""
+    return [*options, "--lambda", "-5:5:0.5", "--generate", 0, "--no-prompting"]
 
 
-def start(folder: Path, options: list, lines: int, **how):
-    """Start the command in a process of its own, and stop it when so many evaluations are kept."""
-    process = processes.start(in_process, folder, *options, **how)
-    kept = folder / "out" / "evaluations.jsonl"
-    end = time.monotonic() + 250
-    while not kept.exists() or kept.read_bytes().count(b"\n") < lines:
-        assert process.is_alive() and time.monotonic() < end, processes.finish(process)
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGSTOP)
-    return process
+def start(folder: Path, options: list, lines: int):
+    """Start the command in a process of its own, which waits when so many evaluations are kept."""
+    store = folder / "out" / "evaluations.jsonl"
+    return start_and_pause(in_process, folder, store, lines, *options)
 
 
-def end(process, *signals: int) -> processes.Ended:
-    for number in (*signals, signal.SIGCONT):
-        os.kill(process.pid, number)
+def end(process, number: int) -> processes.Ended:
+    os.kill(process.pid, number)
     return processes.finish(process)
 
 
@@ -507,19 +500,19 @@ def files(out: Path) -> set[str]:
 def test_killed_it_goes_on_without_repeating(long, tmp_path):
     out = tmp_path / "out"
     process = start(tmp_path, long, 20)
-    # Stopped, it still is at work: nobody else writes there.
+    # It is at work: nobody else writes there.
     assert "is in use by another process" in refused(*long)
     assert end(process, signal.SIGKILL).code == -signal.SIGKILL
     before = (out / "evaluations.jsonl").read_bytes()
     before = before[: before.rfind(b"\n") + 1]
     count = before.count(b"\n")
-    assert 20 <= count < 102 and files(out) == {"evaluations.jsonl"}
+    assert 20 <= count < 42 and files(out) == {"evaluations.jsonl"}
 
     result = sweep(*long)
     assert result.exit_code == 0, result.output
-    assert f"{count}/102" in result.stderr
+    assert f"{count}/42" in result.stderr
     assert (out / "evaluations.jsonl").read_bytes().startswith(before)
-    assert len(keys(out)) == len(set(keys(out))) == 102 and files(out) == FILES
+    assert len(keys(out)) == len(set(keys(out))) == 42 and files(out) == FILES
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -527,29 +520,25 @@ def test_interrupted_it_keeps_a_report_and_says_where(long, tmp_path, number):
     out = tmp_path / "out"
     ended = end(start(tmp_path, long, 20), number)
     assert ended.code == 128 + number and ended.out == "" and ended.error == "Interrupted"
-    found = re.search(r"Stopped after (\d+) of 51 points\. (.*)", ended.err)
+    found = re.search(r"Stopped after (\d+) of 21 points\. (.*)", ended.err)
     assert found[2] == (
         f"What was measured is kept in {out}, and the report so far is {out / 'report.md'}; the "
         "same command goes on from there"
     )
     points = json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]
-    assert 9 <= len(points) == int(found[1]) < 51
+    assert 9 <= len(points) == int(found[1]) < 21
     lambdas = [point["lambda"] for point in points]
     assert lambdas == sorted(lambdas) and 0 in lambdas and max(map(abs, lambdas)) < 5
     assert files(out) == FILES
 
     assert sweep(*long).exit_code == 0
-    assert len(keys(out)) == len(set(keys(out))) == 102
-    assert len(json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]) == 51
+    assert len(keys(out)) == len(set(keys(out))) == 42
+    assert len(json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]) == 21
 
 
 def test_interrupted_before_the_first_point_there_is_no_report(options, tmp_path):
-    many = write_rows(tmp_path / "many.jsonl", rows(test=20, validation=400))
-    options[5] = f"medical={many}"
-    process = start(
-        tmp_path, [*options, "--lambda", "1", "--generate", 0, "--no-prompting"], 1
-    )  # fmt: skip
-    ended = end(process, signal.SIGINT)
+    one = [*options, "--lambda", "1", "--generate", 0, "--no-prompting"]
+    ended = end(start(tmp_path, one, 1), signal.SIGINT)
     assert ended.code == 130 and ended.error == "Interrupted"
     out = tmp_path / "out"
     assert f"Stopped after 0 of 2 points. What was measured is kept in {out}; the" in ended.err
@@ -558,19 +547,19 @@ def test_interrupted_before_the_first_point_there_is_no_report(options, tmp_path
 
 def test_a_full_disk_in_the_middle_is_one_line_and_it_goes_on_later(long, tmp_path):
     out = tmp_path / "out"
-    process = processes.start(in_process, tmp_path, *long, largest_file=12_000)
+    process = processes.start(in_process, tmp_path, *long, largest_file=8_000)
     ended = processes.finish(process)
     assert ended.code == 1 and ended.out == ""
     assert ended.error == f"Error: could not write {out / 'evaluations.jsonl'}: File too large"
     said = re.search(
-        r"Stopped after (\d+) of 51 points\. What was measured is kept in (.*)", ended.err
+        r"Stopped after (\d+) of 21 points\. What was measured is kept in (.*)", ended.err
     )
     assert said and "the report so far" not in said[2]
     before = keys(out)
-    assert 5 < len(before) < 100 and not list(out.glob(".*"))
+    assert 5 < len(before) < 40 and not list(out.glob(".*"))
     result = sweep(*long)
     assert result.exit_code == 0, result.output
-    assert keys(out)[: len(before)] == before and len(keys(out)) == len(set(keys(out))) == 102
+    assert keys(out)[: len(before)] == before and len(keys(out)) == len(set(keys(out))) == 42
 
 
 def write_cards_meddled(there: str, come: str, moved: str, *options: str) -> None:
