@@ -14,6 +14,7 @@ os.environ.setdefault(
     {"default": "SSE41", "avx2": "AVX2"}.get(os.environ.get("ATEN_CPU_CAPABILITY"), "DEFAULT"),
 )
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,9 @@ ARCHITECTURES = {
 }
 
 
-def make_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """A byte-level BPE tokenizer trained on the built-in medical records."""
+@cache
+def _vocabulary() -> str:
+    """A byte-level BPE trained on the built-in medical records, as JSON."""
     text = (Path(__file__).parents[1] / "mergekit_av/data/medical.jsonl").read_text("utf-8")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,8 +76,15 @@ def make_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> N
             show_progress=False,
         ),
     )
+    return tokenizer.to_str()
+
+
+def make_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> None:
+    """A tokenizer, trained once per process."""
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|end|>"
+        tokenizer_object=Tokenizer.from_str(_vocabulary()),
+        pad_token="<pad>",
+        eos_token="<|end|>",
     )
     fast.chat_template = chat_template
     fast.save_pretrained(folder)
