@@ -2,13 +2,14 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -90,14 +91,13 @@ def test_by_default_all_domains_with_built_in_records_are_scored(base, tmp_path)
 def test_the_report_goes_to_what_is_no_file(base, tmp_path, few):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    process = subprocess.Popen(
-        [COMMAND, base, *few, "--json", pipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = processes.start(processes.command, tmp_path, "av-eval", base, *few, "--json", pipe)
     report = json.loads(pipe.read_text("utf-8"))
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    assert list(report["domains"][0]["scores"]) == ["a", "b", "c"] and b"medical (3)" in out
-    assert pipe.is_fifo() and not list(tmp_path.glob(".*"))
+    ended = processes.finish(process)
+    assert ended.code == 0, ended.err
+    assert list(report["domains"][0]["scores"]) == ["a", "b", "c"] and "medical (3)" in ended.out
+    assert pipe.is_fifo()
+    assert {process.log.stem} == {entry.stem for entry in tmp_path.glob(".*")}
 
 
 def test_the_installed_command_keeps_its_streams_apart(base, tmp_path, few):
@@ -338,26 +338,29 @@ def test_bad_records_are_found_before_the_model_is_read(tmp_path, write_jsonl):
 
 
 def test_a_full_disk_leaves_the_old_report_whole(base, few, tmp_path):
-    (tmp_path / "report.json").write_text("old")
-    done = subprocess.run(
-        [COMMAND, base, *few, "--json", "report.json"], cwd=tmp_path, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)),
+    (tmp_path / "report.json").write_text("old", "utf-8")
+    options = [base, *few, "--json", "report.json"]
+    # There is room for what it says, which goes to files here as well.
+    process = processes.start(
+        processes.command, tmp_path, "av-eval", *options, largest_file=1500
     )  # fmt: skip
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: could not write")
-    assert "medical (3)" in done.stdout  # the result itself is not lost
-    assert (tmp_path / "report.json").read_text() == "old"
+    ended = processes.finish(process)
+    assert ended.code == 1 and ended.error.startswith("Error: could not write")
+    assert "medical (3)" in ended.out  # the result itself is not lost
+    assert (tmp_path / "report.json").read_text("utf-8") == "old"
     assert [entry.name for entry in tmp_path.glob("*report*")] == ["report.json"]
 
 
 def test_killed_while_scoring_it_leaves_the_old_report_whole(base, tmp_path):
-    (tmp_path / "report.json").write_text("old")
-    process = subprocess.Popen(
-        [COMMAND, base, "--json", "report.json"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    seen = ""
-    while "Scoring" not in seen:
-        seen += process.stderr.read(1) or pytest.fail(f"it ended by itself: {seen}")
+    (tmp_path / "report.json").write_text("old", "utf-8")
+    process = processes.start(
+        processes.command, tmp_path, "av-eval", base, "--json", "report.json"
+    )  # fmt: skip
+    while not process.log.with_suffix(".err").exists() or "Scoring" not in (
+        err := processes.read(process, "err")
+    ):
+        assert process.is_alive(), err
+        time.sleep(0.005)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert (tmp_path / "report.json").read_text() == "old"
+    assert processes.finish(process).code == -signal.SIGKILL
+    assert (tmp_path / "report.json").read_text("utf-8") == "old"

@@ -1,8 +1,6 @@
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from conftest import ARCHITECTURES, make_model, perturb
 from damage import DAMAGES, edit_tensors, flip_bit, split, truncate
 from meddling import meddle, put_thesis
 from merging import make_recipe, merge
-from processes import finish, start
+from processes import command, finish, start
 from safetensors.torch import load_file
 from test_files import KILL_AT_EVERY_STEP, run_python
 from transformers import AutoModelForCausalLM
@@ -397,13 +395,12 @@ def test_av_check_refuses_another_base(vectors, tmp_path):
 
 
 def test_av_check_is_an_installed_command(vectors, tmp_path):
-    command = Path(sys.executable).with_name("av-check")
     folder = shutil.copytree(vectors["legal"], tmp_path / "av")
     flip_bit(folder / SINGLE, -1)
-    done = subprocess.run([command, folder], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Error: ")
-    assert done.stderr.count("\n") == 1
+    ended = finish(start(command, tmp_path, "av-check", folder))
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("Error: ")
+    assert ended.err.count("\n") == 1
 
 
 # What is at the output's place

@@ -3,17 +3,17 @@
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from synthesizing import TINY, novelist, synth, write_personas
 from synthesizing import write_domain as write_hosting
-from training_runs import av_train, contents, finish, kill, start, training, write_domain
+from training_runs import av_train, contents, finish, hold, kill, training, write_domain
 
 from mergekit_av.card_parts import BEGIN, END, Kept
 
+TOKENIZER = r"read .*/tokenizer\.json"
+TOKENIZATION = r"rename runs/tone/data/train/tmp"
 CHECKPOINT = r"write runs/tone/checkpoint-4/trainer_state.json"
 WORDS = "Measured at our desk; ask Ada."
 
@@ -32,14 +32,6 @@ def vector(tmp_path_factory, base) -> dict[str, bytes]:
     domain = write_domain(folder)
     assert av_train(folder, "--domain", domain, "--base", base).code == 0
     return contents(folder / "avs/tone")
-
-
-def wait_for(condition: Callable[[], bool], process) -> None:
-    """Until something is true of a process that is still alive."""
-    end = time.monotonic() + 120
-    while not condition():
-        assert process.is_alive() and time.monotonic() < end
-        time.sleep(0.005)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -63,16 +55,18 @@ def refused(folder: Path, *options: object) -> str:
 # One at a time
 
 
-@pytest.mark.parametrize("moment", ["the base is loaded", "the run has begun"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(TOKENIZER, id="the base is loaded"),
+        pytest.param(TOKENIZATION, id="it has begun"),
+    ],
+)
 def test_a_second_training_of_a_domain_is_refused_and_the_first_not_disturbed(
     moment, tmp_path, command, vector
 ):
-    first = start(tmp_path, *command)
-    if moment == "the base is loaded":
-        wait_for(lambda: (tmp_path / "runs/.tone.av.lock").exists(), first)
-    else:
-        wait_for(lambda: (tmp_path / "runs/tone/settings.json").exists(), first)
-    os.kill(first.pid, signal.SIGSTOP)
+    first = hold(tmp_path, *command, at=moment)
+    assert (tmp_path / "runs/tone/settings.json").exists() == (moment == TOKENIZATION)
     other = [*command, "--learning_rate", "1e-3", "--out", "avs/other"]
     for options in (other, [*other, "--overwrite"], [*other, "--resume"]):
         line = av_train(tmp_path, *options).error
@@ -88,9 +82,7 @@ def test_a_second_training_of_a_domain_is_refused_and_the_first_not_disturbed(
 
 
 def test_two_trainings_do_not_write_to_one_vector(tmp_path, command, vector):
-    first = start(tmp_path, *command)
-    wait_for(lambda: (tmp_path / "runs/tone/settings.json").exists(), first)
-    os.kill(first.pid, signal.SIGSTOP)
+    first = hold(tmp_path, *command, at=TOKENIZATION)
     ended = av_train(tmp_path, *command, "--output_dir", "runs/other")
     assert ended.error == (
         "Error: avs/tone is in use by another process: wait for it, or choose another folder with "
@@ -108,8 +100,7 @@ def test_two_trainings_do_not_write_to_one_vector(tmp_path, command, vector):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_says_so_and_is_resumed(number, tmp_path, command, vector):
-    process = start(tmp_path, *command)
-    wait_for(lambda: (tmp_path / "runs/tone/checkpoint-2/manifest.json").exists(), process)
+    process = hold(tmp_path, *command, at=CHECKPOINT)
     os.kill(process.pid, number)
     ended = finish(process)
     assert ended.code == 128 + number and ended.error == "Interrupted", ended.err
@@ -122,10 +113,10 @@ def test_stopped_it_says_so_and_is_resumed(number, tmp_path, command, vector):
 
 
 def test_a_folder_that_came_to_the_place_of_the_vector_stays(tmp_path, command, vector):
-    process = start(tmp_path, *command)
-    wait_for(lambda: (tmp_path / "runs/tone/settings.json").exists(), process)
+    process = hold(tmp_path, *command, at=TOKENIZATION)
     (tmp_path / "avs/tone").mkdir()
     (tmp_path / "avs/tone/thesis.tex").write_text("years of work")
+    os.kill(process.pid, signal.SIGCONT)
     ended = finish(process)
     assert ended.code == 1
     assert ended.error == (
