@@ -32,7 +32,8 @@ def folder(tmp_path) -> Path:
     folder.mkdir()
     listed = "".join(f"  {level}: {text}\n" for level, text in LEVELS.items())
     (folder / "domain.yml").write_text(
-        f"name: hosting\ndescription: how warm a host is\nlevels:\n{listed}records: records.jsonl\n"
+        f"name: hosting\ndescription: how warm a host is\nlevels:\n{listed}records: records.jsonl\n",
+        "utf-8",
     )
     rows = [
         {
@@ -42,7 +43,7 @@ def folder(tmp_path) -> Path:
         }
         for i in range(COUNT)
     ]
-    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return folder
 
 
@@ -70,7 +71,7 @@ def sheet_of(folder: Path, name: str, *more) -> list[dict[str, str]]:
 def fill_in(folder: Path, name: str, choose, *more):
     """Write a sheet, fill in what `choose` says of a response, and take it in."""
     rows, file = sheet_of(folder, name, *more), folder.parent / f"{name}.csv"
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(rows[0])
         writer.writerows([*list(row.values())[:-1], choose(row["response"])] for row in rows)
@@ -131,7 +132,7 @@ def annotating(folder: Path, *more) -> Terminal:
 
 
 def lines(folder: Path, name: str = "ann") -> list[dict]:
-    text = (folder / "annotations" / f"{name}.jsonl").read_text()
+    text = (folder / "annotations" / f"{name}.jsonl").read_text("utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -285,8 +286,8 @@ SPOILT = {
 def test_a_spoilt_sheet_is_one_line_and_nothing_is_taken_in(folder, spoil, says):
     assert fill_in(folder, "ann", intended, "--sample", 2).exit_code == 0
     file, before = folder.parent / "ann.csv", lines(folder)
-    rows = spoil(list(csv.reader(io.StringIO(file.read_text(), newline=""))))
-    with file.open("w", newline="") as stream:
+    rows = spoil(list(csv.reader(io.StringIO(file.read_text("utf-8"), newline=""))))
+    with file.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
     message = refused("annotate", folder, "--annotator", "ann", "--sample", 2, "--read", file)
     assert says in message
@@ -346,7 +347,7 @@ def test_agreement_of_three_annotators(folder):
     assert result.exit_code == 0, result.output
 
     chosen = {n: {line["item"]: line["chosen"] for line in lines(folder, n)} for n in ("ann", "bob", "cy")}  # fmt: skip
-    report = json.loads(out.read_text())
+    report = json.loads(out.read_text("utf-8"))
     assert report["annotators"] == {"ann": 18, "bob": 18, "cy": 18}
     kappas = []
     for pair in report["pairs"]:
@@ -401,11 +402,11 @@ def test_what_is_taken_back_does_not_count(folder):
 def test_agreement_about_levels_that_are_gone_is_one_line(folder):
     fill_in(folder, "ann", intended, "--sample", 2)
     domain = folder / "domain.yml"
-    domain.write_text(domain.read_text().replace("neutral:", "lukewarm:"))
+    domain.write_text(domain.read_text("utf-8").replace("neutral:", "lukewarm:"), "utf-8")
     assert "ann has annotated 'neutral', which is none of the levels warm, lukewarm, cold" in (
         refused("agreement", folder)
     )
-    (folder / "annotations/ann.jsonl").write_text('{"item": "a"}\n')
+    (folder / "annotations/ann.jsonl").write_text('{"item": "a"}\n', "utf-8")
     assert "line 1 is no annotation: remove the line" in refused("agreement", folder)
 
 
@@ -424,6 +425,6 @@ def test_two_at_one_annotators_file_are_told_apart(folder):
 
 def fill(file: Path) -> Path:
     rows = list(csv.reader(io.StringIO(file.read_text("utf-8-sig"), newline="")))
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([rows[0], *([*row[:3], "warm"] for row in rows[1:])])
     return file

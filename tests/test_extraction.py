@@ -178,7 +178,9 @@ def test_the_metadata_say_what_was_measured(base, aligned, tmp_path):
     card = (vector.folder / "README.md").read_text("utf-8")
     for text in ("This is no model", f"base_model: {base}", metadata.base.fingerprint, "| beta |"):
         assert text in card
-    assert (vector.folder / "config.json").read_text() == (base / "config.json").read_text()
+    assert (vector.folder / "config.json").read_text("utf-8") == (base / "config.json").read_text(
+        "utf-8"
+    )
 
 
 def test_a_coarse_difference_says_so(base, tmp_path):
@@ -245,7 +247,7 @@ def _lost(folder, tmp_path):
 
 
 def _vector(folder, tmp_path):
-    (folder / "alignment_vector.json").write_text("{}")
+    (folder / "alignment_vector.json").write_text("{}", "utf-8")
     return folder
 
 
@@ -442,8 +444,8 @@ def test_overwriting_keeps_the_owners_words_and_nothing_that_is_not_of_the_vecto
     assert run(av_extract, *arguments, "--overwrite")[0] == 0
     assert not (tmp_path / "av/sweep.png").exists()
     (tmp_path / "av/notes").mkdir()
-    (tmp_path / "av/notes/mine.txt").write_text("mine")
+    (tmp_path / "av/notes/mine.txt").write_text("mine", "utf-8")
     code, line = run(av_extract, *arguments, "--overwrite", "--name", "third")
     assert code == 1 and "av holds notes, which is not of an alignment vector" in line
-    assert (tmp_path / "av/notes/mine.txt").read_text() == "mine"
+    assert (tmp_path / "av/notes/mine.txt").read_text("utf-8") == "mine"
     assert AlignmentVector.open(tmp_path / "av").metadata.name == "av"

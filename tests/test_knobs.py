@@ -460,7 +460,7 @@ def test_running_out_of_memory_leaves_the_model_as_it_was(large):
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     hogs = []
     ctypes.CDLL(None).malloc_trim(0)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    size = int(Path("/proc/self/statm").read_text("utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size, hard))
     try:
         with contextlib.suppress(RuntimeError):

@@ -73,8 +73,8 @@ def test_the_readme_has_lines_and_all_commands_are_in_it():
 @pytest.mark.parametrize("line", sorted(set(LINES)))
 def test_a_line_is_understood_by_its_command(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("dpo.yaml").write_text("learning_rate: 1.0e-5\n")
-    Path("mine.yml").write_text("merge_method: alignment_vector\n")
+    Path("dpo.yaml").write_text("learning_rate: 1.0e-5\n", "utf-8")
+    Path("mine.yml").write_text("merge_method: alignment_vector\n", "utf-8")
     for folder in ("recipes", "avs/medical-lora"):
         Path(folder).mkdir(parents=True)
     for recipe in (*REPOSITORY.glob("recipes/*.yml"), REPOSITORY / "README.md"):
@@ -82,7 +82,9 @@ def test_a_line_is_understood_by_its_command(line, tmp_path, monkeypatch):
     shutil.copy("mine.yml", "recipe.yml")
     name, *words = shlex.split(line)
     if name == "make":
-        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(
+            r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE
+        )
         assert set(words) <= set(targets)
         return
     if name == "torchrun":

@@ -115,7 +115,7 @@ def test_stopped_it_says_so_and_is_resumed(number, tmp_path, command, vector):
 def test_a_folder_that_came_to_the_place_of_the_vector_stays(tmp_path, command, vector):
     process = hold(tmp_path, *command, at=TOKENIZATION)
     (tmp_path / "avs/tone").mkdir()
-    (tmp_path / "avs/tone/thesis.tex").write_text("years of work")
+    (tmp_path / "avs/tone/thesis.tex").write_text("years of work", "utf-8")
     os.kill(process.pid, signal.SIGCONT)
     ended = finish(process)
     assert ended.code == 1
@@ -125,7 +125,7 @@ def test_a_folder_that_came_to_the_place_of_the_vector_stays(tmp_path, command, 
     )
     line = refused(tmp_path, *command, "--resume", "--overwrite")
     assert "--overwrite replaces only what we wrote" in line
-    assert (tmp_path / "avs/tone/thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "avs/tone/thesis.tex").read_text("utf-8") == "years of work"
     ended = av_train(tmp_path, *command, "--resume", "--out", "avs/elsewhere")
     assert ended.code == 0 and "Training" not in ended.err
     assert contents(tmp_path / "avs/elsewhere") == vector
@@ -137,9 +137,9 @@ def test_a_folder_that_came_to_the_place_of_the_vector_stays(tmp_path, command, 
 def test_what_somebody_put_into_a_run_stays(tmp_path, command, vector):
     kill(tmp_path, *command, at=CHECKPOINT)
     run = tmp_path / "runs/tone"
-    (run / "notes.txt").write_text("mine")
+    (run / "notes.txt").write_text("mine", "utf-8")
     (run / "logs").mkdir()
-    (run / "logs/notes.txt").write_text("mine, too")
+    (run / "logs/notes.txt").write_text("mine, too", "utf-8")
     ended = av_train(tmp_path, *command, "--resume")
     assert ended.code == 0 and contents(tmp_path / "avs/tone") == vector
     assert "runs/tone is kept, for it holds what is not of the run: logs, notes.txt" in ended.err
@@ -153,7 +153,7 @@ def test_what_somebody_put_into_a_run_stays(tmp_path, command, vector):
 
 def test_a_run_with_something_else_in_it_is_not_replaced(tmp_path, command):
     kill(tmp_path, *command, at=CHECKPOINT)
-    (tmp_path / "runs/tone/evaluations.jsonl").write_text("{}\n")
+    (tmp_path / "runs/tone/evaluations.jsonl").write_text("{}\n", "utf-8")
     line = refused(tmp_path, *command, "--overwrite")
     assert "runs/tone holds evaluations.jsonl, which is not of the run" in line
 
@@ -161,13 +161,13 @@ def test_a_run_with_something_else_in_it_is_not_replaced(tmp_path, command):
 def test_what_somebody_put_beside_a_kept_model_stays(tmp_path, command):
     assert av_train(tmp_path, *command, "--keep-aligned").code == 0
     mine = tmp_path / "runs/tone/aligned/model.gguf"
-    mine.write_text("converted")
+    mine.write_text("converted", "utf-8")
     line = refused(tmp_path, *command, "--overwrite")
     assert "runs/tone holds aligned/model.gguf, which is not of the run" in line
     # Without --keep-aligned this run would be removed now.
     ended = av_train(tmp_path, *command, "--resume")
     assert ended.code == 0 and "not of the run: aligned/model.gguf" in ended.err
-    assert mine.read_text() == "converted"
+    assert mine.read_text("utf-8") == "converted"
 
 
 def test_a_run_of_an_earlier_release_is_resumed_and_removed(tmp_path, command, vector):
@@ -210,6 +210,6 @@ def test_own_words_and_license_outlive_the_vector(tmp_path, command):
     card.write_text(text.replace("---\n", "---\nlicense: cc-by-4.0\n", 1), "utf-8")
     assert av_train(tmp_path, *command, "--seed", 1, "--overwrite").code == 0
     assert Kept.of(card.read_text("utf-8")) == Kept({"license": "cc-by-4.0"}, WORDS)
-    (card.parent / "notes.txt").write_text("mine")
+    (card.parent / "notes.txt").write_text("mine", "utf-8")
     line = refused(tmp_path, *command, "--seed", 2, "--overwrite")
     assert "avs/tone holds notes.txt, which is not of an alignment vector" in line

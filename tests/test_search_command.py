@@ -442,12 +442,12 @@ def test_a_recipe_that_came_meanwhile_stays_and_the_found_one_is_kept(given, tmp
     out = tmp_path / "mine.yml"
     options = [*given, *WANTED, *GRID[:4], "--step", "1", "--runs", tmp_path / "out", "--out", out]
     process = start(tmp_path, options, 1)
-    out.write_text("mine")
+    out.write_text("mine", "utf-8")
     os.kill(process.pid, signal.SIGCONT)
     ended = processes.finish(process)
     kept = tmp_path / "mine.new.yml"
     assert ended.code == 1 and ended.error.endswith(f"is whole, and is kept in {kept}")
-    assert out.read_text() == "mine" and yaml.safe_load(kept.read_text("utf-8"))["models"]
+    assert out.read_text("utf-8") == "mine" and yaml.safe_load(kept.read_text("utf-8"))["models"]
 
 
 @pytest.mark.slow
@@ -482,7 +482,7 @@ def test_two_workers_find_what_one_process_finds(given, tmp_path, uninterrupted)
 @pytest.mark.slow
 def test_what_is_wrong_in_a_worker_is_one_line(given, base, tmp_path):
     other = shutil.copytree(base, tmp_path / "other")
-    (other / "config.json").write_text("{}")
+    (other / "config.json").write_text("{}", "utf-8")
     options = ["--base", other, *given[2:]]
     process = processes.start(
         in_process, tmp_path, *options, *WANTED, "--workers", 2, "--out", "x.yml"
@@ -530,11 +530,11 @@ def test_what_does_not_work_ends_in_one_line(given, tmp_path, options, says, cod
 
 def test_a_recipe_that_is_there_stays(given, tmp_path):
     out = tmp_path / "mine.yml"
-    out.write_text("mine")
+    out.write_text("mine", "utf-8")
     assert f"{out} exists: choose another name or pass --overwrite" in refused(
         *given, *WANTED, "--out", out
     )
-    assert out.read_text() == "mine"
+    assert out.read_text("utf-8") == "mine"
     assert "--out must be a recipe, such as mine.yml" in refused(
         *given, *WANTED, "--out", "mine", code=2
     )
@@ -557,7 +557,7 @@ def test_a_vector_that_was_not_trained_jointly_is_no_rival(given, vectors, tmp_p
 
 
 def test_a_folder_that_is_a_file_is_said_at_once(given, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", "utf-8")
     assert "could not write" in refused(*given, *WANTED, "--out", tmp_path / "file" / "x.yml")
 
 

@@ -193,7 +193,7 @@ def test_the_report_says_what_the_csv_says(whole):
 
     facts, own, other, change, every, *answers = tables(report)
     assert facts[0][""] == str(
-        found and json.loads((folder / "out" / "sweep.json").read_text())["base"]
+        found and json.loads((folder / "out" / "sweep.json").read_text("utf-8"))["base"]
     )
     titles = [line[""] for line in own]
     assert titles[:4] == ["default", *(f"prompting, {level}" for level in found["best"])]
@@ -288,13 +288,13 @@ def test_several_vectors_and_domains(base, vectors, data, tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert [line for line in result.stdout.splitlines() if "usable range" in line][0:3:2]
-    report = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    report = json.loads((tmp_path / "out" / "sweep.json").read_text("utf-8"))
     assert [entry["vector"] for entry in report["sweeps"]] == ["medical", "financial", "legal"]
     assert [entry["domain"] for entry in report["sweeps"]] == ["medical", "financial", "legal"]
     assert report["prompting"] == []
     # λ = 0: 3 test sets, 3 validation sets, 3 sets of answers; else each vector for itself.
     assert len(keys(tmp_path / "out")) == 9 + 3 * 2 * 5
-    text = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
     assert (
         text.count("### In other domains") == 3 and "prompting" not in text.split("## medical")[1]
     )
@@ -305,11 +305,11 @@ def test_without_answers_the_usable_range_is_unknown(options, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("medical: usable range not measured\n")
     out = tmp_path / "out"
-    assert "Usable range: not measured (`--generate 0`)" in (out / "report.md").read_text()
-    assert "### Answers" not in (out / "report.md").read_text()
-    found = json.loads((out / "sweep.json").read_text())["sweeps"][0]
+    assert "Usable range: not measured (`--generate 0`)" in (out / "report.md").read_text("utf-8")
+    assert "### Answers" not in (out / "report.md").read_text("utf-8")
+    found = json.loads((out / "sweep.json").read_text("utf-8"))["sweeps"][0]
     assert found["usable_range"] is None and found["best_usable"] == {}
-    content = list(csv.DictReader((out / "sweep.csv").open()))
+    content = list(csv.DictReader((out / "sweep.csv").open(encoding="utf-8")))
     assert {line["usable"] for line in content} == {""} and len(content) == 2 * 6
 
 
@@ -334,15 +334,15 @@ def test_a_domain_of_ones_own_with_other_levels(base, vectors, tmp_path):
     ]  # fmt: skip
     write_rows(tmp_path / "tone.jsonl", content)
     domain = tmp_path / "tone.yml"
-    domain.write_text('name: tone\nlevels: ["a|b", "_*"]\nrecords: tone.jsonl\n')
+    domain.write_text('name: tone\nlevels: ["a|b", "_*"]\nrecords: tone.jsonl\n', "utf-8")
     result = sweep(
         "--base", base, "--av", f"tone={vectors['legal']}", "--domain", domain, "--lambda", "1",
         "--generate", 1, "--max-new-tokens", 3, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text("utf-8"))
     assert set(found["sweeps"][0]["best"]) == {"a|b", "_*"} and found["prompting"] == []
-    _, own, *_ = tables((tmp_path / "out" / "report.md").read_text())
+    _, own, *_ = tables((tmp_path / "out" / "report.md").read_text("utf-8"))
     assert "a\\|b" in own[0] and "prompt tokens" not in own[0]
 
 
@@ -353,9 +353,9 @@ def test_two_levels_and_no_domain_of_its_own(base, vectors, tmp_path):
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out" / "sweep.json").read_text())["sweeps"][0]
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text("utf-8"))["sweeps"][0]
     assert found["domain"] is None and found["best"] is None
-    text = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
     assert "### In other domains" in text and "### In its own domain" not in text
     # A two-level domain may be a vector's own, here without validation records.
     result = sweep(
@@ -394,7 +394,7 @@ def test_another_base_only_where_the_transfer_is_meant(options, tmp_path):
     assert not (tmp_path / "out").exists()
     result = sweep(*options, "--lambda", "1", "--transfer")
     assert result.exit_code == 0, result.output
-    assert "| transfer | yes |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| transfer | yes |" in (tmp_path / "out" / "report.md").read_text("utf-8")
     message = refused(*options, "--lambda", "1", "--transfer", "--write-card")
     assert "λ would be measured on another base than its own" in message
 
@@ -525,7 +525,7 @@ def test_interrupted_it_keeps_a_report_and_says_where(long, tmp_path, number):
         f"What was measured is kept in {out}, and the report so far is {out / 'report.md'}; the "
         "same command goes on from there"
     )
-    points = json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]
+    points = json.loads((out / "sweep.json").read_text("utf-8"))["sweeps"][0]["points"]
     assert 9 <= len(points) == int(found[1]) < 21
     lambdas = [point["lambda"] for point in points]
     assert lambdas == sorted(lambdas) and 0 in lambdas and max(map(abs, lambdas)) < 5
@@ -533,7 +533,7 @@ def test_interrupted_it_keeps_a_report_and_says_where(long, tmp_path, number):
 
     assert sweep(*long).exit_code == 0
     assert len(keys(out)) == len(set(keys(out))) == 42
-    assert len(json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]) == 21
+    assert len(json.loads((out / "sweep.json").read_text("utf-8"))["sweeps"][0]["points"]) == 21
 
 
 def test_interrupted_before_the_first_point_there_is_no_report(options, tmp_path):
@@ -596,6 +596,6 @@ def test_a_card_is_written_only_to_the_vector_that_was_measured(
 
 def test_somebodys_own_report_stays(options, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/report.md").write_text("# Of my own")
+    (tmp_path / "out/report.md").write_text("# Of my own", "utf-8")
     assert "report.md is somebody's own" in refused(*options)
     assert files(tmp_path / "out") == {"report.md"}
