@@ -60,6 +60,12 @@ def command(name: str, *options: object) -> None:
     entry.load().main([str(option) for option in options], prog_name=name)
 
 
+def python(code: str, *arguments: object) -> None:
+    """A program whose imports take no time, to be run in another process."""
+    sys.argv = ["-c", *map(str, arguments)]
+    exec(code, {"__name__": "__main__"})
+
+
 def finish(process) -> Ended:
     """Wait for the end, which must come."""
     process.join(timeout=280)

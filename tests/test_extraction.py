@@ -10,9 +10,9 @@ from conftest import ARCHITECTURES, make_model, perturb
 from damage import DAMAGES, edit_tensors, flip_bit, split, truncate
 from meddling import meddle, put_thesis
 from merging import make_recipe, merge
-from processes import command, finish, start
+from processes import command, finish, python, start
 from safetensors.torch import load_file
-from test_files import KILL_AT_EVERY_STEP, run_python
+from test_files import KILL_AT_EVERY_STEP
 from transformers import AutoModelForCausalLM
 
 from mergekit_av import AlignmentVector, AVError, checkpoint, extract
@@ -309,24 +309,16 @@ kill_at_every_step(lambda: extract(base, aligned, out, overwrite=True), look, ma
 assert seen == {False, True}
 """
     )
-    done = run_python(code, base, aligned, tmp_path / "av")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [file.name for file in tmp_path.iterdir()] == ["av"]
+    ended = finish(start(python, tmp_path, code, base, aligned, tmp_path / "out" / "av"))
+    assert ended.code == 0, ended.err[-3000:]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["av"]
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_old(base, aligned, tmp_path):
     old = extract(base, aligned, tmp_path / "av", name="old")
-    code = """
-        import resource, sys
-        from mergekit_av.cli import av_extract
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        av_extract(sys.argv[1:])
-    """
-    done = run_python(code, base, aligned, old.folder, "--overwrite")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: could not write")
-    assert "Traceback" not in done.stderr
+    options = ["av-extract", base, aligned, old.folder, "--overwrite"]
+    ended = finish(start(command, tmp_path, *options, largest_file=20_000))
+    assert ended.code == 1 and ended.error.startswith("Error: could not write")
     AlignmentVector.open(old.folder).check()
     assert AlignmentVector.open(old.folder).metadata.name == "old"
 

@@ -448,13 +448,10 @@ def test_a_card_that_could_not_be_written_is_refused_before_the_work(
     # As a Hub download: a snapshot in the cache, whose files are links to blobs.
     from huggingface_hub import constants
 
-    snapshot = Path(constants.HF_HUB_CACHE) / "models--test--mergekit-av" / "snapshots" / "0"
-    try:
-        shutil.copytree(vectors["medical"], snapshot)
-        options[3] = snapshot
-        assert "it is in the Hub's cache; download it" in refused(*options, "--write-card")
-    finally:
-        shutil.rmtree(snapshot.parents[1])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = tmp_path / "hub" / "models--test--mergekit-av" / "snapshots" / "0"
+    options[3] = shutil.copytree(vectors["medical"], snapshot)
+    assert "it is in the Hub's cache; download it" in refused(*options, "--write-card")
 
 
 def test_many_evaluations_are_asked_about(options, aligned, tmp_path):
