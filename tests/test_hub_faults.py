@@ -175,7 +175,7 @@ def test_a_download_goes_on_where_it_was_cut(hub, client, av):
     hub.add_repo("me/legal-av", {file.name: file.read_bytes() for file in av.iterdir()})
     hub.faults = [
         Fault("GET /network", cut_response=1000),
-        Fault("GET /network", slow=4),  # longer than the client waits
+        Fault("GET /network", slow=6),  # longer than the client waits
         Fault("HEAD .*/config.json", 503),
         Fault("GET .*/alignment_vector.json", 429, {"Retry-After": "1"}),
     ]
