@@ -1,5 +1,6 @@
 """av-synth annotate and agreement: in a real terminal, in a sheet, killed and gone on with."""
 
+import codecs
 import contextlib
 import csv
 import io
@@ -90,16 +91,18 @@ class Terminal:
         if not self.pid:
             os.execv(COMMAND, [str(COMMAND), *map(str, arguments)])
         self.screen = ""
+        # What is read may end within a character.
+        self.decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def until(self, text: str) -> str:
         """What is written until a text comes; the next call begins after it."""
         while text not in self.screen:
             try:
-                read = os.read(self.fd, 4096).decode()
+                read = os.read(self.fd, 4096)
             except OSError:  # the other end is closed
-                read = ""
+                read = b""
             assert read, f"{text!r} has not come: {self.screen}"
-            self.screen += read
+            self.screen += self.decode(read)
         before, _, self.screen = self.screen.partition(text)
         return before + text
 
@@ -122,7 +125,7 @@ class Terminal:
         """Exit code, and what else was written."""
         with contextlib.suppress(OSError):
             while read := os.read(self.fd, 4096):
-                self.screen += read.decode()
+                self.screen += self.decode(read)
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status), self.screen
 
