@@ -7,6 +7,8 @@ import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test forgets, nothing asks the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tiny models, threads only wait for one another
+# And where a user wants more of them, they do not keep a busy processor from what they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Where torch is told to take the processor for an older one, its oneDNN must be told as well: else
 # attention in bfloat16 is sent to instructions that torch then refuses.
 os.environ.setdefault(
