@@ -21,7 +21,7 @@ avs: .venv/installed ## Train the medical, financial and legal AVs of the defaul
 test: .venv/installed ## Check the code's form and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test-slow: .venv/installed ## Run the tests that take minutes, mergekit's own suite among them
 	$(BIN)/pytest -m slow

@@ -159,7 +159,7 @@ def show_memory(dtype: str, gigabytes: float) -> None:
 def extraction_peaks(base: Path, aligned: Path, out: Path) -> dict[str, int]:
     """Peak memory of one extraction above what the imports take, in bytes."""
     importlib.import_module("mergekit_av.extraction")
-    Path("/proc/self/clear_refs").write_text("5")  # the imports' own peak is no part of it
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the imports' own peak is no part of it
     before = process_memory(os.getpid())
     with PeakMemory(os.getpid()) as memory:
         extract(base, aligned, out)
@@ -198,7 +198,7 @@ def fabricate_sharded(
     }
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}), "utf-8")
     weight_map, size, largest, shard = {}, 0, 0, 0
     while size < gigabytes * 1e9:
         shapes = {f"model.layers.{shard - 1}.{n}.weight": shape for n, shape in layer.items()}
@@ -212,7 +212,7 @@ def fabricate_sharded(
         sizes = [tensor.nbytes for tensor in tensors.values()]
         size, largest, shard = size + sum(sizes), max(largest, *sizes), shard + 1
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
     return size, shard, largest
 
 

@@ -134,7 +134,7 @@ def compare_merge(knobs: Knobs, recipe: Path, out: Path, repeat: int, device: st
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    config = MergeConfiguration.model_validate(yaml.safe_load(recipe.read_text()))
+    config = MergeConfiguration.model_validate(yaml.safe_load(recipe.read_text("utf-8")))
     knobs.set(COEFFICIENTS)
 
     command = [str(Path(sysconfig.get_path("scripts")) / "mergekit-yaml"), str(recipe), str(out)]

@@ -99,7 +99,7 @@ def process_memory(pid: int) -> dict[str, int]:
     Not `ru_maxrss`: a child's starts at the peak of the process that started it.
     """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return {}
     fields = (line.split() for line in lines if line.endswith(" kB"))
@@ -124,7 +124,7 @@ def verdict(values: Sequence[float], target: float) -> str:
 
 def machine() -> str:
     """CPU, cores, system and the versions that matter."""
-    cpuinfo = Path("/proc/cpuinfo").read_text()
+    cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
     models = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if "model name" in line]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     cores = len(os.sched_getaffinity(0))

@@ -105,7 +105,7 @@ def write_recipes(base: Path, scratch: Path) -> dict[str, Path]:
     files = {}
     for number, (name, content) in enumerate(recipes.items()):
         files[name] = scratch / f"{number}.yml"
-        files[name].write_text(yaml.safe_dump(content))
+        files[name].write_text(yaml.safe_dump(content), "utf-8")
     return files
 
 

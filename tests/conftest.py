@@ -7,6 +7,8 @@ import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever a test forgets, nothing asks the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tiny models, threads only wait for one another
+# And where a user wants more of them, they do not keep a busy processor from what they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Where torch is told to take the processor for an older one, its oneDNN must be told as well: else
 # attention in bfloat16 is sent to instructions that torch then refuses.
 os.environ.setdefault(
@@ -14,6 +16,7 @@ os.environ.setdefault(
     {"default": "SSE41", "avx2": "AVX2"}.get(os.environ.get("ATEN_CPU_CAPABILITY"), "DEFAULT"),
 )
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,8 +59,9 @@ ARCHITECTURES = {
 }
 
 
-def make_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """A byte-level BPE tokenizer trained on the built-in medical records."""
+@cache
+def _vocabulary() -> str:
+    """A byte-level BPE trained on the built-in medical records, as JSON."""
     text = (Path(__file__).parents[1] / "mergekit_av/data/medical.jsonl").read_text("utf-8")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -74,8 +78,15 @@ def make_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> N
             show_progress=False,
         ),
     )
+    return tokenizer.to_str()
+
+
+def make_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> None:
+    """A tokenizer, trained once per process."""
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|end|>"
+        tokenizer_object=Tokenizer.from_str(_vocabulary()),
+        pad_token="<pad>",
+        eos_token="<|end|>",
     )
     fast.chat_template = chat_template
     fast.save_pretrained(folder)

@@ -42,7 +42,7 @@ def split(folder: Path) -> list[str]:
     for shard, part in shards.items():
         save_file({n: tensors[n] for n in part}, folder / shard, metadata={"format": "pt"})
     weight_map = {name: shard for shard, part in shards.items() for name in part}
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), "utf-8")
     (folder / SINGLE).unlink()
     return list(shards)
 

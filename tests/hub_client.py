@@ -27,7 +27,7 @@ PRELOAD = (
 FOR_MERGES = ("mergekit.scripts.run_yaml", "mergekit_av.merge_method", "mergekit_av.evaluation.cli")
 # The client waits so long for an answer, and between retries of Xet.
 IMPATIENT = {
-    "HF_HUB_DOWNLOAD_TIMEOUT": "3",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "5",
     "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms",
     "HF_XET_CLIENT_RETRY_MAX_DURATION": "10s",
 }

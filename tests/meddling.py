@@ -23,4 +23,4 @@ def meddle(pattern: str, action: Callable[[], None]) -> None:
 def put_thesis(folder: Path) -> None:
     """A folder of somebody's."""
     folder.mkdir()
-    (folder / "thesis.tex").write_text("years of work")
+    (folder / "thesis.tex").write_text("years of work", "utf-8")

@@ -1,6 +1,7 @@
 """Commands in processes of their own, which tests may limit, interrupt and kill."""
 
 import gc
+import importlib.metadata
 import multiprocessing
 import os
 import resource
@@ -16,7 +17,8 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
         "mergekit_av.training.dpo", "mergekit_av.training.cli",
-        "mergekit_av.evaluation.cli_sweep", "mergekit_av.evaluation.report", "mergekit_av.models",
+        "mergekit_av.evaluation.cli", "mergekit_av.evaluation.cli_sweep",
+        "mergekit_av.evaluation.report", "mergekit_av.models",
         "mergekit_av.training.synthesis.cli", "mergekit_av.training.synthesis.pipeline",
         "mergekit_av.completions", "openai", "scipy.stats", "datasketch", "lingua",
         "transformers.models.llama.modeling_llama",
@@ -52,14 +54,30 @@ def start(run: Callable, folder: Path, *arguments: object, largest_file: int | N
     return process
 
 
+def command(name: str, *options: object) -> None:
+    """An installed command, to be run in another process."""
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+    entry.load().main([str(option) for option in options], prog_name=name)
+
+
+def python(code: str, *arguments: object) -> None:
+    """A program whose imports take no time, to be run in another process."""
+    sys.argv = ["-c", *map(str, arguments)]
+    exec(code, {"__name__": "__main__"})
+
+
 def finish(process) -> Ended:
     """Wait for the end, which must come."""
     process.join(timeout=280)
     if process.exitcode is None:
         process.kill()
         process.join()
-    out, err = (process.log.with_suffix(suffix) for suffix in (".out", ".err"))
-    return Ended(process.exitcode, out.read_text("utf-8"), err.read_text("utf-8"))
+    return Ended(process.exitcode, *(read(process, stream) for stream in ("out", "err")))
+
+
+def read(process, stream: str) -> str:
+    """What a process has written to `out` or `err` until now."""
+    return process.log.with_suffix(f".{stream}").read_text("utf-8")
 
 
 def _call(run: Callable, folder: Path, arguments: tuple, largest_file: int | None) -> None:

@@ -23,7 +23,7 @@ words:
 """
 LEVELS = ["warm", "neutral", "cold"]
 # Who asks nobody outside: the address goes into the options.
-TINY = ("--model", "tiny", "--retries", "0", "--timeout", "20")
+TINY = ("--model", "tiny", "--retries", "0", "--timeout", "120")
 
 
 def novelist(body: dict) -> str:

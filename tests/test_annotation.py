@@ -1,5 +1,6 @@
 """av-synth annotate and agreement: in a real terminal, in a sheet, killed and gone on with."""
 
+import codecs
 import contextlib
 import csv
 import io
@@ -32,7 +33,8 @@ def folder(tmp_path) -> Path:
     folder.mkdir()
     listed = "".join(f"  {level}: {text}\n" for level, text in LEVELS.items())
     (folder / "domain.yml").write_text(
-        f"name: hosting\ndescription: how warm a host is\nlevels:\n{listed}records: records.jsonl\n"
+        f"name: hosting\ndescription: how warm a host is\nlevels:\n{listed}records: records.jsonl\n",
+        "utf-8",
     )
     rows = [
         {
@@ -42,7 +44,7 @@ def folder(tmp_path) -> Path:
         }
         for i in range(COUNT)
     ]
-    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return folder
 
 
@@ -70,7 +72,7 @@ def sheet_of(folder: Path, name: str, *more) -> list[dict[str, str]]:
 def fill_in(folder: Path, name: str, choose, *more):
     """Write a sheet, fill in what `choose` says of a response, and take it in."""
     rows, file = sheet_of(folder, name, *more), folder.parent / f"{name}.csv"
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(rows[0])
         writer.writerows([*list(row.values())[:-1], choose(row["response"])] for row in rows)
@@ -89,16 +91,18 @@ class Terminal:
         if not self.pid:
             os.execv(COMMAND, [str(COMMAND), *map(str, arguments)])
         self.screen = ""
+        # What is read may end within a character.
+        self.decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def until(self, text: str) -> str:
         """What is written until a text comes; the next call begins after it."""
         while text not in self.screen:
             try:
-                read = os.read(self.fd, 4096).decode()
+                read = os.read(self.fd, 4096)
             except OSError:  # the other end is closed
-                read = ""
+                read = b""
             assert read, f"{text!r} has not come: {self.screen}"
-            self.screen += read
+            self.screen += self.decode(read)
         before, _, self.screen = self.screen.partition(text)
         return before + text
 
@@ -121,7 +125,7 @@ class Terminal:
         """Exit code, and what else was written."""
         with contextlib.suppress(OSError):
             while read := os.read(self.fd, 4096):
-                self.screen += read.decode()
+                self.screen += self.decode(read)
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status), self.screen
 
@@ -131,7 +135,7 @@ def annotating(folder: Path, *more) -> Terminal:
 
 
 def lines(folder: Path, name: str = "ann") -> list[dict]:
-    text = (folder / "annotations" / f"{name}.jsonl").read_text()
+    text = (folder / "annotations" / f"{name}.jsonl").read_text("utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -285,8 +289,8 @@ SPOILT = {
 def test_a_spoilt_sheet_is_one_line_and_nothing_is_taken_in(folder, spoil, says):
     assert fill_in(folder, "ann", intended, "--sample", 2).exit_code == 0
     file, before = folder.parent / "ann.csv", lines(folder)
-    rows = spoil(list(csv.reader(io.StringIO(file.read_text(), newline=""))))
-    with file.open("w", newline="") as stream:
+    rows = spoil(list(csv.reader(io.StringIO(file.read_text("utf-8"), newline=""))))
+    with file.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
     message = refused("annotate", folder, "--annotator", "ann", "--sample", 2, "--read", file)
     assert says in message
@@ -346,7 +350,7 @@ def test_agreement_of_three_annotators(folder):
     assert result.exit_code == 0, result.output
 
     chosen = {n: {line["item"]: line["chosen"] for line in lines(folder, n)} for n in ("ann", "bob", "cy")}  # fmt: skip
-    report = json.loads(out.read_text())
+    report = json.loads(out.read_text("utf-8"))
     assert report["annotators"] == {"ann": 18, "bob": 18, "cy": 18}
     kappas = []
     for pair in report["pairs"]:
@@ -401,11 +405,11 @@ def test_what_is_taken_back_does_not_count(folder):
 def test_agreement_about_levels_that_are_gone_is_one_line(folder):
     fill_in(folder, "ann", intended, "--sample", 2)
     domain = folder / "domain.yml"
-    domain.write_text(domain.read_text().replace("neutral:", "lukewarm:"))
+    domain.write_text(domain.read_text("utf-8").replace("neutral:", "lukewarm:"), "utf-8")
     assert "ann has annotated 'neutral', which is none of the levels warm, lukewarm, cold" in (
         refused("agreement", folder)
     )
-    (folder / "annotations/ann.jsonl").write_text('{"item": "a"}\n')
+    (folder / "annotations/ann.jsonl").write_text('{"item": "a"}\n', "utf-8")
     assert "line 1 is no annotation: remove the line" in refused("agreement", folder)
 
 
@@ -424,6 +428,6 @@ def test_two_at_one_annotators_file_are_told_apart(folder):
 
 def fill(file: Path) -> Path:
     rows = list(csv.reader(io.StringIO(file.read_text("utf-8-sig"), newline="")))
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([rows[0], *([*row[:3], "warm"] for row in rows[1:])])
     return file

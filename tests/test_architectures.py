@@ -1,5 +1,7 @@
 """Every way from a vector to a model, of many architectures, against the aligned model's own logits."""
 
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,46 @@ def of(name: str) -> Architecture:
     return {**SPECIAL, **USUAL}[name]
 
 
+@dataclass(frozen=True)
+class Made:
+    """A base, the model it was aligned to, and what the tests make of them. Read only.
+
+    Attributes:
+        vector: their difference in float32, which loses nothing.
+        merged: what a merge of the vector at λ = 1 in float32 wrote; `tensors`, what it holds.
+    """
+
+    folder: Path
+    base: Path
+    aligned: Path
+
+    @cached_property
+    def vector(self) -> AlignmentVector:
+        return extract(self.base, self.aligned, self.folder / "av", dtype="float32")
+
+    @property
+    def merged(self) -> Path:
+        assert self.tensors
+        return self.folder / "merged"
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        recipe = make_recipe(self.base, {self.vector.folder: 1.0}, dtype="float32")
+        return merge(recipe, self.folder / "merged")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An architecture's name → what there is of it."""
+
+    @cache
+    def make(name: str) -> Made:
+        folder = tmp_path_factory.mktemp("made")
+        return Made(folder, *of(name).make(folder / "base", folder / "aligned"))
+
+    return make
+
+
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.inference_mode():
         return model.eval()(input_ids=IDS).logits
@@ -38,19 +80,17 @@ def load(folder: Path, dtype: str = "auto") -> torch.nn.Module:
 
 
 @architecture
-def test_at_1_a_vector_gives_the_aligned_model_to_the_last_bit(name, tmp_path):
-    base, aligned = of(name).make(tmp_path / "base", tmp_path / "aligned")
-    vector = extract(base, aligned, tmp_path / "av", dtype="float32")
-    expected, start = logits(load(aligned)), logits(load(base))
+def test_at_1_a_vector_gives_the_aligned_model_to_the_last_bit(name, made):
+    base, vector = made(name).base, made(name).vector
+    expected, start = logits(load(made(name).aligned)), logits(load(base))
     assert not torch.equal(expected, start)
     checked = CliRunner().invoke(av_check, [str(vector.folder), "--base", str(base)])
     assert checked.exit_code == 0, checked.output
 
-    tensors = merge(make_recipe(base, {vector.folder: 1.0}, dtype="float32"), tmp_path / "merged")
     # All that the base has, under its own names, but for masks that are no numbers.
     kept = {n for n, value in load_file(base / SINGLE).items() if value.dtype != torch.bool}
-    assert tensors.keys() == kept
-    assert torch.equal(logits(load(tmp_path / "merged")), expected)
+    assert made(name).tensors.keys() == kept
+    assert torch.equal(logits(load(made(name).merged)), expected)
     applied = vector.apply_to(base)
     assert torch.equal(logits(applied), expected)
     model = load(base)
@@ -62,10 +102,10 @@ def test_at_1_a_vector_gives_the_aligned_model_to_the_last_bit(name, tmp_path):
 
 
 @architecture
-def test_knobs_and_apply_to_give_the_bytes_of_a_merge(name, tmp_path):
+def test_knobs_and_apply_to_give_the_bytes_of_a_merge(name, made, tmp_path):
     """Stochastic rounding draws by the names on disk: a tensor of many experts is rounded in parts."""
-    base, aligned = of(name).make(tmp_path / "base", tmp_path / "aligned")
-    vector = extract(base, aligned, tmp_path / "av")
+    base = made(name).base
+    vector = extract(base, made(name).aligned, tmp_path / "av")
     merge(make_recipe(base, {vector.folder: -0.3}, dtype="bfloat16"), tmp_path / "merged")
     expected = load(tmp_path / "merged", "bfloat16").state_dict()
     model = load(base, "bfloat16")
@@ -77,11 +117,9 @@ def test_knobs_and_apply_to_give_the_bytes_of_a_merge(name, tmp_path):
 
 
 @architecture
-def test_a_vector_of_a_merge_is_the_vector(name, tmp_path):
-    base, aligned = of(name).make(tmp_path / "base", tmp_path / "aligned")
-    vector = extract(base, aligned, tmp_path / "av", dtype="float32")
-    merge(make_recipe(base, {vector.folder: 1.0}, dtype="float32"), tmp_path / "merged")
-    again = extract(base, tmp_path / "merged", tmp_path / "again", dtype="float32")
+def test_a_vector_of_a_merge_is_the_vector(name, made, tmp_path):
+    vector = made(name).vector
+    again = extract(made(name).base, made(name).merged, tmp_path / "again", dtype="float32")
     for tensor in again.checkpoint:
         value = again.checkpoint.read(tensor)
         wanted = vector.checkpoint.read(tensor) if tensor in vector.checkpoint else 0 * value
@@ -90,10 +128,9 @@ def test_a_vector_of_a_merge_is_the_vector(name, tmp_path):
 
 
 @architecture
-def test_at_full_rank_an_adapter_is_the_vector_of_its_linear_layers(name, tmp_path):
-    folder, _ = of(name).make(tmp_path / "like base", tmp_path / "unused")
-    shape = load_shape(folder)
-    layers = carried_layers(shape, layout_of(Checkpoint(folder)))
+def test_at_full_rank_an_adapter_is_the_vector_of_its_linear_layers(name, made, tmp_path):
+    shape = load_shape(made(name).base)
+    layers = carried_layers(shape, layout_of(Checkpoint(made(name).base)))
     carried = {f"{layer}.weight" for layer in layers}
     base, aligned = of(name).make(tmp_path / "base", tmp_path / "aligned", carried.__contains__)
     vector = extract(base, aligned, tmp_path / "av", dtype="float32")

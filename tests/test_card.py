@@ -322,7 +322,7 @@ def test_a_license_is_inherited(base, aligned, tmp_path, front, inherited):
 
 
 def test_a_license_that_a_user_wrote_is_kept(av):
-    (av / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    (av / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", "utf-8")
     upload = prepare(av, "me/av")
     assert front_matter(card_of(upload))["license"] == "cc-by-4.0"
     assert not any("license" in warning for warning in upload.warnings)
@@ -338,7 +338,7 @@ def test_the_license_of_a_base_on_the_hub_is_looked_up(hub, client, av, base, al
         ended = client.run(*command)
         assert ended.code == 0 and "license" not in ended.err, ended.err
     assert front_matter(hub.repos["me/av"].files()["README.md"])["license"] == "gemma"
-    assert front_matter((tmp_path / "made/README.md").read_text())["license"] == "gemma"
+    assert front_matter((tmp_path / "made/README.md").read_text("utf-8"))["license"] == "gemma"
 
 
 # --- own words ---------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ parameters: {lambda: 0.7, rounding: nearest}
 @pytest.fixture
 def merged(base, tmp_path) -> Path:
     folder = Path(shutil.copytree(base, tmp_path / "out"))
-    (folder / RECIPE).write_text(MERGED)
+    (folder / RECIPE).write_text(MERGED, "utf-8")
     return folder
 
 
@@ -453,7 +453,7 @@ def test_the_card_of_a_merge(merged):
 
 def test_a_merge_inherits_the_license_of_a_base_in_a_folder(base, merged, tmp_path):
     owner = licensed(base, tmp_path / "owner", "license: mit\n")
-    (merged / RECIPE).write_text(MERGED.replace("org/base@v1", str(owner)))
+    (merged / RECIPE).write_text(MERGED.replace("org/base@v1", str(owner)), "utf-8")
     upload = prepare(merged, "me/merged")
     card = card_of(upload)
     assert front_matter(card)["license"] == "mit" and not upload.warnings
@@ -471,7 +471,7 @@ def test_a_merge_of_the_default_base_says_what_that_is(merged):
 
 def test_a_recipe_without_such_paths_is_shown_as_it_was_written(merged):
     written = MERGED.replace("/home/me/secret/avs/legal", "./avs/legal")
-    (merged / RECIPE).write_text(written)
+    (merged / RECIPE).write_text(written, "utf-8")
     contents = prepare(merged, "me/merged").contents()
     assert contents[RECIPE].decode() == written
     assert written in contents["README.md"].decode()
@@ -482,7 +482,7 @@ def test_slices_have_their_vectors_in_the_card(merged):
     source += [{"model": "me/av", "layer_range": [0, 2], "parameters": {"lambda": 2}}]
     recipe = {"merge_method": "alignment_vector", "base_model": "org/base"}
     recipe["slices"] = [{"sources": source}]
-    (merged / RECIPE).write_text(yaml.safe_dump(recipe))
+    (merged / RECIPE).write_text(yaml.safe_dump(recipe), "utf-8")
     found = read_recipe(merged)
     card = merged_card(found.published(), found.identity(), repo="me/x", kept=Kept())
     assert "| me/av | 2 |" in card and "| org/base |" not in card
@@ -492,8 +492,8 @@ def test_slices_have_their_vectors_in_the_card(merged):
     "recipe", ["merge_method: linear\n", "{", "[]", "a: !!python/object:x.y {}"]
 )
 def test_a_checkpoint_of_another_making_keeps_its_card(merged, recipe):
-    (merged / RECIPE).write_text(recipe)
-    (merged / "README.md").write_text("# Mine\n")
+    (merged / RECIPE).write_text(recipe, "utf-8")
+    (merged / "README.md").write_text("# Mine\n", "utf-8")
     contents = prepare(merged, "me/x").contents()
     assert contents["README.md"] == merged / "README.md"
     assert contents[RECIPE] == merged / RECIPE

@@ -142,7 +142,7 @@ def test_the_index_decides_which_shard_a_tensor_is_read_from(model):
     name, stale = "model.norm.weight", torch.zeros(32)
     tensors = load_file(model / SINGLE)
     shards = split(model)
-    where = json.loads((model / INDEX).read_text())["weight_map"][name]
+    where = json.loads((model / INDEX).read_text("utf-8"))["weight_map"][name]
     other = next(model / shard for shard in shards if shard != where)
     save_file({**load_file(other), name: stale, "stray": stale.clone()}, other)
     opened = Checkpoint(model)
@@ -248,7 +248,7 @@ def test_what_the_writer_writes_others_read(tmp_path, monkeypatch, size, dtype):
     with safe_open(files[0], framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
     if len(files) > 1:
-        index = json.loads((out / INDEX).read_text())
+        index = json.loads((out / INDEX).read_text("utf-8"))
         assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
         assert all(name in load_file(out / f) for name, f in index["weight_map"].items())
     assert fingerprint(Checkpoint(out)) == fingerprint(opened)

@@ -82,7 +82,9 @@ def made_once(tmp_path_factory) -> Path:
     """What a flawed model made: twelve queries with three responses each."""
     here = tmp_path_factory.mktemp("made")
     people, folder = here / "people.txt", here / "data"
-    people.write_text("".join(f"A guest with {i} suitcases.\n" for i in range(len(QUERIES))))
+    people.write_text(
+        "".join(f"A guest with {i} suitcases.\n" for i in range(len(QUERIES))), "utf-8"
+    )
     domain = write_domain(here)
     with ChatServer() as chat:
         chat.write = flawed
@@ -106,7 +108,7 @@ def clean(folder: Path, *options: object) -> dict:
     """The numbers that a cleaning reports."""
     result = synth("clean", folder, *options)
     assert result.exit_code == 0, result.output
-    numbers = json.loads((folder / "cleaning.json").read_text())
+    numbers = json.loads((folder / "cleaning.json").read_text("utf-8"))
     last = f"{numbers['kept']:,} of {numbers['read']:,} records kept: {folder / 'cleaning.md'}"
     assert result.stdout.splitlines()[-1] == last
     return numbers
@@ -160,11 +162,11 @@ def test_a_reason_says_what_is_wrong_and_where(made):
 
 def test_the_report_and_the_card_say_what_was_dropped(made):
     clean(made)
-    report = (made / "cleaning.md").read_text()
+    report = (made / "cleaning.md").read_text("utf-8")
     assert report.startswith("# Cleaning of hosting\n") and "3 of 12 records are clean" in report
     assert "| cut off | 3 |" in report and "| near-duplicate | 1 |" in report
     assert "Kruskal–Wallis" in report and "Friedman" in report
-    card = (made / "README.md").read_text()
+    card = (made / "README.md").read_text("utf-8")
     assert "## Cleaning" in card and "| cut off | 3 |" in card
     assert len(load_records(load_domain(made / "domain.yml"), made)) == 3
 
@@ -306,7 +308,7 @@ def test_a_library_that_is_not_installed_is_named_before_anything_is_paid(
 @pytest.mark.parametrize("name", ["records.jsonl", "README.md"])
 def test_what_somebody_wrote_by_hand_is_not_written_over(made, name):
     file = made / name
-    file.write_text("by hand")
+    file.write_text("by hand", "utf-8")
     before = {path: path.read_bytes() for path in made.iterdir() if path.is_file()}
     assert f"{name} was not written by av-synth: move it away" in refused("clean", made)
     assert before == {path: path.read_bytes() for path in made.iterdir() if path.is_file()}

@@ -30,7 +30,7 @@ def no_keys(monkeypatch):
 def client(chat, *, price=None, budget=None, before=None, model="tiny", **how) -> Completions:
     endpoint = find_endpoint(model, chat.url, price)
     spending = Spending(endpoint.price, Budget.parse(budget) if budget else None, before)
-    settings = {"concurrency": 4, "timeout": 5, "retries": 2, "temperature": 1.0, **how}
+    settings = {"concurrency": 4, "timeout": 60, "retries": 2, "temperature": 1.0, **how}
     return Completions(endpoint, spending, **settings)
 
 
@@ -148,7 +148,7 @@ PASSING = {
     "500": Fault(500),
     "503, twice": Fault(503, {"Retry-After": "0.1"}, times=2),
     "a connection that is cut": Fault(cut=40),
-    "a stall": Fault(stall=1.5),
+    "a stall": Fault(stall=2.5),
 }
 
 
@@ -156,7 +156,7 @@ PASSING = {
 def test_what_passes_is_retried(chat, what):
     chat.faults = [Fault(**vars(PASSING[what]))]
     # Short where the time runs out; elsewhere no machine is that slow.
-    timeout = 0.5 if chat.faults[0].stall else 60
+    timeout = 1.5 if chat.faults[0].stall else 60
     (done,) = ask(client(chat, timeout=timeout), "hello").values()
     assert done.text == "This is what I have to say."
     assert chat.faults[0].times == 0

@@ -2,13 +2,14 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -69,7 +70,7 @@ def test_by_default_all_domains_with_built_in_records_are_scored(base, tmp_path)
     assert all(f"Scoring {name}: 100%" in result.stderr for name in names)
     assert "Scoring" not in result.stdout
 
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert report["model"] == str(base) and report["fingerprint"] == fingerprint(Checkpoint(base))
     assert (report["dtype"], report["device"]) == ("float32", "cpu")
     assert report["versions"]["torch"] == torch.__version__
@@ -90,14 +91,13 @@ def test_by_default_all_domains_with_built_in_records_are_scored(base, tmp_path)
 def test_the_report_goes_to_what_is_no_file(base, tmp_path, few):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    process = subprocess.Popen(
-        [COMMAND, base, *few, "--json", pipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = processes.start(processes.command, tmp_path, "av-eval", base, *few, "--json", pipe)
     report = json.loads(pipe.read_text("utf-8"))
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    assert list(report["domains"][0]["scores"]) == ["a", "b", "c"] and b"medical (3)" in out
-    assert pipe.is_fifo() and not list(tmp_path.glob(".*"))
+    ended = processes.finish(process)
+    assert ended.code == 0, ended.err
+    assert list(report["domains"][0]["scores"]) == ["a", "b", "c"] and "medical (3)" in ended.out
+    assert pipe.is_fifo()
+    assert {process.log.stem} == {entry.stem for entry in tmp_path.glob(".*")}
 
 
 def test_the_installed_command_keeps_its_streams_apart(base, tmp_path, few):
@@ -109,7 +109,7 @@ def test_the_installed_command_keeps_its_streams_apart(base, tmp_path, few):
     assert len(lines) == 5 and lines[2].startswith("medical (3)") and "Scoring" not in done.stdout
     assert "Scoring medical: 100%" in done.stderr and "Traceback" not in done.stderr
     assert [entry.name for entry in tmp_path.glob("*report*")] == ["report.json"]
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert list(report["domains"][0]["scores"]) == ["a", "b", "c"]
 
 
@@ -117,7 +117,7 @@ def test_several_domains_built_in_and_ones_own(base, tmp_path, write_jsonl):
     rows = [{"prompt": f"Hello {i}", "chosen": "Dear!", "rejected": "What."} for i in range(4)]
     write_jsonl(rows, "tone.jsonl")
     own = tmp_path / "tone.yml"
-    own.write_text("name: tone\nlevels: [warm, cold]\nrecords: tone.jsonl\nsplit: test\n")
+    own.write_text("name: tone\nlevels: [warm, cold]\nrecords: tone.jsonl\nsplit: test\n", "utf-8")
     result = run(base, "--domain", own, "--domain", "helpfulness")
     assert result.exit_code == 0, result.output
     firsts = [line.split()[0] for line in result.stdout.splitlines()]
@@ -132,7 +132,7 @@ def test_the_split_is_the_one_asked_for(base, write_jsonl, tmp_path):
             base, "--domain", "medical", "--data", data, "--split", split, "--json", out
         )  # fmt: skip
         assert f"{split} records" in result.stdout.splitlines()[0]
-        assert list(json.loads(out.read_text())["domains"][0]["scores"]) == ids
+        assert list(json.loads(out.read_text("utf-8"))["domains"][0]["scores"]) == ids
 
 
 def test_domains_that_have_no_such_split_are_not_among_the_default_ones(base):
@@ -147,7 +147,7 @@ def test_answers_of_so_many_records_are_shown_and_written(copy, few, tmp_path):
     out = tmp_path / "report.json"
     result = run(copy, *few, "--answers", 2, "--max-new-tokens", 80, "--json", out)
     assert result.exit_code == 0, result.output
-    answers = json.loads(out.read_text())["answers"]["medical"]
+    answers = json.loads(out.read_text("utf-8"))["answers"]["medical"]
     assert list(answers) == ["a", "b"]
     assert [line for line in result.stdout.splitlines() if line.startswith("medical, ")]
     model, tokenizer = load_model(copy), load_tokenizer(copy)
@@ -163,9 +163,11 @@ def test_answers_of_so_many_records_are_shown_and_written(copy, few, tmp_path):
 
 
 def test_a_tokenizer_that_tells_segments_apart_gives_answers_too(copy, few):
-    config = json.loads((copy / "tokenizer_config.json").read_text())
+    config = json.loads((copy / "tokenizer_config.json").read_text("utf-8"))
     names = ["input_ids", "token_type_ids", "attention_mask"]
-    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": names}))
+    (copy / "tokenizer_config.json").write_text(
+        json.dumps({**config, "model_input_names": names}), "utf-8"
+    )
     assert "token_type_ids" in load_tokenizer(copy)("Hi")
     result = run(copy, *few, "--answers", 1)
     assert result.exit_code == 0, result.output
@@ -193,7 +195,7 @@ def test_records_longer_than_the_context_are_counted_and_reported(tmp_path, writ
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "medical: 2 records left out, longer than the context" in result.stdout
-    report = json.loads(out.read_text())
+    report = json.loads(out.read_text("utf-8"))
     assert report["domains"][0]["too_long"] == ["long", "longer"]
     assert list(report["answers"]["medical"]) == ["a"]
     only = write_jsonl([row("long", expert="word " * 200)], "only.jsonl")
@@ -238,8 +240,8 @@ def test_a_hub_id_out_of_reach_is_one_line(few):
 
 def edited(**changes):
     def edit(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        (folder / "config.json").write_text(json.dumps({**config, **changes}), "utf-8")
 
     return edit
 
@@ -279,7 +281,7 @@ SPOILT = {
     ),
     "no config": (remove("config.json"), "has no config.json"),
     "a config that is no JSON": (
-        lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read:"
+        lambda folder: (folder / "config.json").write_text("{", "utf-8"), "config.json cannot be read:"
     ),
     "unknown architecture": (edited(model_type="nothing"), "is no causal LM that transformers"),
     "no causal LM": (edited(model_type="clip"), "is no causal LM that transformers"),
@@ -293,7 +295,7 @@ SPOILT = {
         remove("tokenizer.json", "tokenizer_config.json"), "has no tokenizer that loads"
     ),
     "a broken tokenizer": (
-        lambda folder: (folder / "tokenizer.json").write_text("{}"), "has no tokenizer that loads"
+        lambda folder: (folder / "tokenizer.json").write_text("{}", "utf-8"), "has no tokenizer that loads"
     ),
     "a larger tokenizer": (
         lambda folder: (
@@ -305,7 +307,7 @@ SPOILT = {
         "a token beyond the model's 300: other tokenizer?",
     ),
     "a template that refuses": (
-        lambda folder: (folder / "chat_template.jinja").write_text("{{ raise_exception('No.') }}"),
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ raise_exception('No.') }}", "utf-8"),
         "the chat template refuses a conversation of user: No.",
     ),
 }  # fmt: skip
@@ -338,26 +340,29 @@ def test_bad_records_are_found_before_the_model_is_read(tmp_path, write_jsonl):
 
 
 def test_a_full_disk_leaves_the_old_report_whole(base, few, tmp_path):
-    (tmp_path / "report.json").write_text("old")
-    done = subprocess.run(
-        [COMMAND, base, *few, "--json", "report.json"], cwd=tmp_path, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)),
+    (tmp_path / "report.json").write_text("old", "utf-8")
+    options = [base, *few, "--json", "report.json"]
+    # There is room for what it says, which goes to files here as well.
+    process = processes.start(
+        processes.command, tmp_path, "av-eval", *options, largest_file=1500
     )  # fmt: skip
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: could not write")
-    assert "medical (3)" in done.stdout  # the result itself is not lost
-    assert (tmp_path / "report.json").read_text() == "old"
+    ended = processes.finish(process)
+    assert ended.code == 1 and ended.error.startswith("Error: could not write")
+    assert "medical (3)" in ended.out  # the result itself is not lost
+    assert (tmp_path / "report.json").read_text("utf-8") == "old"
     assert [entry.name for entry in tmp_path.glob("*report*")] == ["report.json"]
 
 
 def test_killed_while_scoring_it_leaves_the_old_report_whole(base, tmp_path):
-    (tmp_path / "report.json").write_text("old")
-    process = subprocess.Popen(
-        [COMMAND, base, "--json", "report.json"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    seen = ""
-    while "Scoring" not in seen:
-        seen += process.stderr.read(1) or pytest.fail(f"it ended by itself: {seen}")
+    (tmp_path / "report.json").write_text("old", "utf-8")
+    process = processes.start(
+        processes.command, tmp_path, "av-eval", base, "--json", "report.json"
+    )  # fmt: skip
+    while not process.log.with_suffix(".err").exists() or "Scoring" not in (
+        err := processes.read(process, "err")
+    ):
+        assert process.is_alive(), err
+        time.sleep(0.005)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert (tmp_path / "report.json").read_text() == "old"
+    assert processes.finish(process).code == -signal.SIGKILL
+    assert (tmp_path / "report.json").read_text("utf-8") == "old"

@@ -71,7 +71,10 @@ def test_options_reach_the_adapter(vectors, tmp_path):
     out = tmp_path / "lora"
     options = ["--lambda", -1.5, "--dtype", "float32", "--base", "me/base", "--device", "cpu"]
     assert run(vectors["legal"], "--lora", "--rank", 4, "--out", out, *options).exit_code == 0
-    config, card = json.loads((out / CONFIG).read_text()), (out / "README.md").read_text("utf-8")
+    config, card = (
+        json.loads((out / CONFIG).read_text("utf-8")),
+        (out / "README.md").read_text("utf-8"),
+    )
     assert (config["lora_alpha"], config["base_model_name_or_path"]) == (-6, "me/base")
     assert re.search("^base_model: me/base$", card, re.MULTILINE)
     assert re.search("^library_name: peft$", card, re.MULTILINE)
@@ -86,7 +89,7 @@ def test_a_base_at_a_revision_stays_there(copied, tmp_path):
 
     edit_json(copied / "alignment_vector.json", edit)
     assert run(copied, "--lora", "--rank", 4, "--out", tmp_path / "lora").exit_code == 0
-    config = json.loads((tmp_path / "lora" / CONFIG).read_text())
+    config = json.loads((tmp_path / "lora" / CONFIG).read_text("utf-8"))
     assert (config["base_model_name_or_path"], config["revision"]) == ("me/base", "a" * 40)
     card = (tmp_path / "lora" / "README.md").read_text("utf-8")
     assert f'from_pretrained("me/base", revision="{"a" * 40}")' in card
@@ -172,13 +175,13 @@ def test_what_is_in_the_way_stays(vectors, tmp_path):
     arguments = [vectors["legal"], "--lora", "--rank", 4, "--out", tmp_path / "lora"]
     assert run(*arguments, "--lambda", 2).exit_code == 0
     assert "pass --overwrite" in refused(*arguments)
-    assert json.loads((tmp_path / "lora" / CONFIG).read_text())["lora_alpha"] == 8
+    assert json.loads((tmp_path / "lora" / CONFIG).read_text("utf-8"))["lora_alpha"] == 8
     assert run(*arguments, "--overwrite").exit_code == 0
-    assert json.loads((tmp_path / "lora" / CONFIG).read_text())["lora_alpha"] == 4
+    assert json.loads((tmp_path / "lora" / CONFIG).read_text("utf-8"))["lora_alpha"] == 4
 
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    (foreign / "thesis.txt").write_text("years of work")
+    (foreign / "thesis.txt").write_text("years of work", "utf-8")
     line = refused(*arguments[:-1], foreign, "--overwrite")
     assert "--overwrite replaces only what we wrote" in line
     assert [file.name for file in foreign.iterdir()] == ["thesis.txt"]
@@ -193,7 +196,7 @@ def test_an_adapter_that_somebody_trained_stays(vectors, tmp_path):
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2))
     model.save_pretrained(tmp_path / "lora")
     (tmp_path / "lora/checkpoint-5").mkdir()
-    (tmp_path / "lora/checkpoint-5/optimizer.pt").write_text("hours")
+    (tmp_path / "lora/checkpoint-5/optimizer.pt").write_text("hours", "utf-8")
     files = sorted(tmp_path.rglob("*"))
     line = refused(
         vectors["legal"], "--lora", "--rank", 4, "--out", tmp_path / "lora", "--overwrite"
@@ -216,10 +219,10 @@ def test_overwriting_keeps_the_owners_words_and_nothing_that_is_not_of_the_adapt
     card.write_text(text.replace(BEGIN, f"{BEGIN}\nAsk Ada."), "utf-8")
     assert run(*arguments, "--overwrite", "--lambda", 2).exit_code == 0
     assert Kept.of(card.read_text("utf-8")) == Kept({"license": "cc-by-4.0"}, "Ask Ada.")
-    (tmp_path / "lora/av.gguf").write_text("converted")
+    (tmp_path / "lora/av.gguf").write_text("converted", "utf-8")
     line = refused(*arguments, "--overwrite")
     assert "lora holds av.gguf, which is not of an adapter of av-export" in line
-    assert json.loads((tmp_path / "lora" / CONFIG).read_text())["lora_alpha"] == 8
+    assert json.loads((tmp_path / "lora" / CONFIG).read_text("utf-8"))["lora_alpha"] == 8
 
 
 def export(*arguments: str) -> None:
@@ -237,7 +240,7 @@ def test_a_folder_that_came_meanwhile_stays_and_the_adapter_is_kept(vectors, tmp
     assert ended.code == 1 and ended.out == ""
     assert ended.error.endswith(f"is whole, and is kept in {tmp_path / 'lora.new'}")
     assert [path.name for path in (tmp_path / "lora").iterdir()] == ["thesis.tex"]
-    assert json.loads((tmp_path / "lora.new" / CONFIG).read_text())["r"] == 4
+    assert json.loads((tmp_path / "lora.new" / CONFIG).read_text("utf-8"))["r"] == 4
     assert not (tmp_path / "j").exists()
 
 

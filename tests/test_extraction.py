@@ -1,8 +1,6 @@
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,9 @@ from conftest import ARCHITECTURES, make_model, perturb
 from damage import DAMAGES, edit_tensors, flip_bit, split, truncate
 from meddling import meddle, put_thesis
 from merging import make_recipe, merge
-from processes import finish, start
+from processes import command, finish, python, start
 from safetensors.torch import load_file
-from test_files import KILL_AT_EVERY_STEP, run_python
+from test_files import KILL_AT_EVERY_STEP
 from transformers import AutoModelForCausalLM
 
 from mergekit_av import AlignmentVector, AVError, checkpoint, extract
@@ -180,7 +178,9 @@ def test_the_metadata_say_what_was_measured(base, aligned, tmp_path):
     card = (vector.folder / "README.md").read_text("utf-8")
     for text in ("This is no model", f"base_model: {base}", metadata.base.fingerprint, "| beta |"):
         assert text in card
-    assert (vector.folder / "config.json").read_text() == (base / "config.json").read_text()
+    assert (vector.folder / "config.json").read_text("utf-8") == (base / "config.json").read_text(
+        "utf-8"
+    )
 
 
 def test_a_coarse_difference_says_so(base, tmp_path):
@@ -247,7 +247,7 @@ def _lost(folder, tmp_path):
 
 
 def _vector(folder, tmp_path):
-    (folder / "alignment_vector.json").write_text("{}")
+    (folder / "alignment_vector.json").write_text("{}", "utf-8")
     return folder
 
 
@@ -309,24 +309,16 @@ kill_at_every_step(lambda: extract(base, aligned, out, overwrite=True), look, ma
 assert seen == {False, True}
 """
     )
-    done = run_python(code, base, aligned, tmp_path / "av")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [file.name for file in tmp_path.iterdir()] == ["av"]
+    ended = finish(start(python, tmp_path, code, base, aligned, tmp_path / "out" / "av"))
+    assert ended.code == 0, ended.err[-3000:]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["av"]
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_old(base, aligned, tmp_path):
     old = extract(base, aligned, tmp_path / "av", name="old")
-    code = """
-        import resource, sys
-        from mergekit_av.cli import av_extract
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        av_extract(sys.argv[1:])
-    """
-    done = run_python(code, base, aligned, old.folder, "--overwrite")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: could not write")
-    assert "Traceback" not in done.stderr
+    options = ["av-extract", base, aligned, old.folder, "--overwrite"]
+    ended = finish(start(command, tmp_path, *options, largest_file=20_000))
+    assert ended.code == 1 and ended.error.startswith("Error: could not write")
     AlignmentVector.open(old.folder).check()
     assert AlignmentVector.open(old.folder).metadata.name == "old"
 
@@ -397,13 +389,12 @@ def test_av_check_refuses_another_base(vectors, tmp_path):
 
 
 def test_av_check_is_an_installed_command(vectors, tmp_path):
-    command = Path(sys.executable).with_name("av-check")
     folder = shutil.copytree(vectors["legal"], tmp_path / "av")
     flip_bit(folder / SINGLE, -1)
-    done = subprocess.run([command, folder], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Error: ")
-    assert done.stderr.count("\n") == 1
+    ended = finish(start(command, tmp_path, "av-check", folder))
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("Error: ")
+    assert ended.err.count("\n") == 1
 
 
 # What is at the output's place
@@ -445,8 +436,8 @@ def test_overwriting_keeps_the_owners_words_and_nothing_that_is_not_of_the_vecto
     assert run(av_extract, *arguments, "--overwrite")[0] == 0
     assert not (tmp_path / "av/sweep.png").exists()
     (tmp_path / "av/notes").mkdir()
-    (tmp_path / "av/notes/mine.txt").write_text("mine")
+    (tmp_path / "av/notes/mine.txt").write_text("mine", "utf-8")
     code, line = run(av_extract, *arguments, "--overwrite", "--name", "third")
     assert code == 1 and "av holds notes, which is not of an alignment vector" in line
-    assert (tmp_path / "av/notes/mine.txt").read_text() == "mine"
+    assert (tmp_path / "av/notes/mine.txt").read_text("utf-8") == "mine"
     assert AlignmentVector.open(tmp_path / "av").metadata.name == "av"

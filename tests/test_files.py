@@ -64,7 +64,7 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text() for file in folder.iterdir()}
+    return {file.name: file.read_text("utf-8") for file in folder.iterdir()}
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def old(tmp_path) -> Path:
     """A folder of ours (its marker is the file `ours`)."""
     folder = tmp_path / "out"
     folder.mkdir()
-    (folder / "ours").write_text("old")
+    (folder / "ours").write_text("old", "utf-8")
     return folder
 
 
@@ -80,16 +80,16 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
     out = tmp_path / "new" / "deep" / "out"
     with whole_folder(out) as folder:
         (folder / "sub").mkdir()
-        (folder / "sub" / "file").write_text("x")
+        (folder / "sub" / "file").write_text("x", "utf-8")
         assert not out.exists()
-    assert (out / "sub" / "file").read_text() == "x"
+    assert (out / "sub" / "file").read_text("utf-8") == "x"
     assert os.listdir(out.parent) == ["out"]
 
 
 def test_overwriting_replaces_the_whole_folder(old):
-    (old / "b").write_text("old")
+    (old / "b").write_text("old", "utf-8")
     with whole_folder(old, overwrite=True, kind=OURS) as folder:
-        (folder / "ours").write_text("new")
+        (folder / "ours").write_text("new", "utf-8")
         assert content(old) == {"ours": "old", "b": "old"}
     assert content(old) == {"ours": "new"}
     assert os.listdir(old.parent) == ["out"]
@@ -102,7 +102,7 @@ def test_a_failing_block_leaves_everything_as_it_was(old, tmp_path, error):
             pytest.raises(error),
             whole_folder(out, overwrite=True, kind=OURS) as folder,
         ):
-            (folder / "ours").write_text("new")
+            (folder / "ours").write_text("new", "utf-8")
             raise error
     assert content(old) == {"ours": "old"}
     assert os.listdir(tmp_path) == ["out"]
@@ -208,7 +208,7 @@ def test_killed_at_any_step_an_overwritten_folder_is_the_old_or_the_new(old):
 
 def test_killed_at_any_step_a_file_is_the_old_or_the_new(tmp_path):
     file = tmp_path / "file"
-    file.write_text("old" * 1000)
+    file.write_text("old" * 1000, "utf-8")
     code = KILL_AT_EVERY_STEP + textwrap.dedent("""
         from pathlib import Path
         from mergekit_av.files import write_whole
@@ -220,7 +220,7 @@ def test_killed_at_any_step_a_file_is_the_old_or_the_new(tmp_path):
     """)
     done = run_python(code, file)
     assert done.returncode == 0, done.stderr
-    assert file.read_text() == "new" * 2000
+    assert file.read_text("utf-8") == "new" * 2000
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -274,9 +274,9 @@ def test_a_folder_that_came_meanwhile_stays_and_the_new_one_is_kept(tmp_path):
             pytest.raises(AVError, match=rf"whole, and is kept in .*/{kept}$"),
             whole_folder(out, overwrite, OURS) as folder,
         ):
-            (folder / "ours").write_text("new")
+            (folder / "ours").write_text("new", "utf-8")
             out.mkdir()
-            (out / "thesis.tex").write_text("years of work")
+            (out / "thesis.tex").write_text("years of work", "utf-8")
         assert content(out) == {"thesis.tex": "years of work"}
         assert content(tmp_path / kept) == {"ours": "new"}
         shutil.rmtree(out)
@@ -287,7 +287,7 @@ def test_an_empty_folder_or_a_file_that_came_meanwhile_stays(tmp_path):
     for make in (Path.mkdir, Path.touch, lambda path: path.symlink_to(tmp_path)):
         out = tmp_path / "out"
         with pytest.raises(AVError, match="is kept in"), whole_folder(out) as folder:
-            (folder / "ours").write_text("new")
+            (folder / "ours").write_text("new", "utf-8")
             make(out)
             before = out.lstat()
         assert out.lstat() == before
@@ -299,7 +299,7 @@ def test_what_is_exchanged_is_looked_at_again(old, tmp_path, when):
     """A folder of ours gives way to another while its successor is written: that one stays."""
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    (foreign / "thesis.tex").write_text("years of work")
+    (foreign / "thesis.tex").write_text("years of work", "utf-8")
 
     def swap() -> None:
         if foreign.exists():
@@ -319,7 +319,7 @@ def test_what_is_exchanged_is_looked_at_again(old, tmp_path, when):
         pytest.raises(AVError, match=r"is kept in .*/out\.new$"),
         whole_folder(old, overwrite=True, kind=kind) as folder,
     ):
-        (folder / "ours").write_text("new")
+        (folder / "ours").write_text("new", "utf-8")
         if when == "before":
             swap()
         writing.append("done")
@@ -331,12 +331,12 @@ def test_what_is_exchanged_is_looked_at_again(old, tmp_path, when):
 def test_a_file_that_came_meanwhile_stays_and_the_new_one_is_kept(tmp_path):
     out = tmp_path / "mine.yml"
     check_file(out, overwrite=False)
-    out.write_text("old")
+    out.write_text("old", "utf-8")
     with pytest.raises(AVError, match=r"exists by now: .* is kept in .*/mine\.new\.yml$"):
         write_whole(out, "new", overwrite=False)
     assert content(tmp_path) == {"mine.yml": "old", "mine.new.yml": "new"}
     write_whole(tmp_path / "other.yml", "new", overwrite=False)
-    assert (tmp_path / "other.yml").read_text() == "new"
+    assert (tmp_path / "other.yml").read_text("utf-8") == "new"
     with pytest.raises(AVError, match="exists: choose another name or pass --overwrite"):
         check_file(out, overwrite=False)
     with pytest.raises(AVError, match="is a folder: name a file"):
@@ -390,12 +390,12 @@ def test_standard_output_is_written_to_where_it_is(tmp_path, name, to):
     log = tmp_path / "log"
     if to == "pipe":
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        log.write_text(done.stdout)
+        log.write_text(done.stdout, "utf-8")
     else:
         with log.open("wb") as stream:
             done = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert log.read_text() == "before\njson\nafter\n"
+    assert log.read_text("utf-8") == "before\njson\nafter\n"
     assert sorted(os.listdir(tmp_path)) == ["link", "log"]
 
 
@@ -406,9 +406,9 @@ def test_a_link_to_a_file_stays_and_the_file_is_replaced_in_one_step(tmp_path):
     for text in ("first", "second"):  # first it leads nowhere
         check_file(link)
         write_whole(link, text)
-        assert os.readlink(link) == "sub/file" and target.read_text() == text
+        assert os.readlink(link) == "sub/file" and target.read_text("utf-8") == text
         os.link(target, tmp_path / text)
-    assert (tmp_path / "first").read_text() == "first"
+    assert (tmp_path / "first").read_text("utf-8") == "first"
     assert os.listdir(tmp_path / "sub") == ["file"]
 
 
@@ -450,7 +450,7 @@ def test_two_processes_do_not_write_to_one_place(old, tmp_path):
     assert content(old) == {"ours": "old"}
     assert sorted(os.listdir(tmp_path)) == ["link", "out"]
     with whole_folder(old, overwrite=True, kind=OURS) as folder:
-        (folder / "ours").write_text("new")
+        (folder / "ours").write_text("new", "utf-8")
     assert content(old) == {"ours": "new"}
 
 

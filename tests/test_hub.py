@@ -81,12 +81,12 @@ def test_push_then_a_recipe_by_id_then_av_eval_then_push_of_the_merge(
     recipe = recipe_of(repo.files()["README.md"])
     assert recipe["base_model"] == f"me/base@{hub.repos['me/base'].refs['main']}"
     recipe["models"][0]["parameters"]["lambda"] = -1.2
-    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe), "utf-8")
     ended = client.run("mergekit-yaml", "recipe.yml", "out", HF_TOKEN=None)
     assert ended.code == 0, ended.err
     local = {**recipe, "base_model": str(base)}
     local["models"] = [{**recipe["models"][0], "model": "./legal"}]
-    (tmp_path / "local.yml").write_text(yaml.safe_dump(local))
+    (tmp_path / "local.yml").write_text(yaml.safe_dump(local), "utf-8")
     assert client.run("mergekit-yaml", "local.yml", "same").code == 0
     assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "same" / SINGLE).read_bytes()
 
@@ -101,7 +101,7 @@ def test_push_then_a_recipe_by_id_then_av_eval_then_push_of_the_merge(
     by_folder = client.run("av-eval", "out", *FEW, "--json", "folder.json")
     assert by_id.code == 0, by_id.err
     assert by_id.out.splitlines()[1:] == by_folder.out.splitlines()[1:]
-    reports = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("id", "folder")]
+    reports = [json.loads((tmp_path / f"{n}.json").read_text("utf-8")) for n in ("id", "folder")]
     assert reports[0]["fingerprint"] == reports[1]["fingerprint"]
 
 
@@ -133,7 +133,7 @@ def test_a_folder_that_was_downloaded_is_used_without_the_hub(hub, client, av, b
     hub.requests.clear()
     recipe = {"merge_method": "alignment_vector", "base_model": str(base)}
     recipe["models"] = [{"model": "./here", "parameters": {"lambda": 1}}]
-    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe), "utf-8")
     ended = client.run("mergekit-yaml", "recipe.yml", "out", "--no-write-model-card")
     assert ended.code == 0, ended.err
     assert not hub.asked("me/legal-av")
@@ -144,11 +144,11 @@ def test_a_folder_that_was_downloaded_is_used_without_the_hub(hub, client, av, b
 
 def test_only_what_is_meant_goes(hub, client, av, model):
     for folder in (av, model):
-        (folder / "notes.txt").write_text("mine")
-        (folder / ".env").write_text("SECRET=1")
+        (folder / "notes.txt").write_text("mine", "utf-8")
+        (folder / ".env").write_text("SECRET=1", "utf-8")
         (folder / "optimizer.safetensors").write_bytes(b"x")
         (folder / "logs").mkdir()
-        (folder / "logs" / "config.json").write_text("{}")
+        (folder / "logs" / "config.json").write_text("{}", "utf-8")
     pushed(client, "legal", "me/legal-av")
     pushed(client, "model", "me/model")
     assert hub.repos["me/legal-av"].files().keys() == AV_FILES | {".gitattributes"}
@@ -236,7 +236,7 @@ def test_a_commit_message(hub, client, av):
     pushed(client, "legal", "me/legal-av", "--revision", "v1", "--commit-message", "First")
     repo = hub.repos["me/legal-av"]
     assert repo.messages[repo.refs["main"]] == "Upload alignment vector legal"
-    (av / "README.md").write_text("---\nlicense: mit\n---\n")
+    (av / "README.md").write_text("---\nlicense: mit\n---\n", "utf-8")
     pushed(client, "legal", "me/legal-av", "--commit-message", "Say the license")
     assert repo.messages[repo.refs["main"]] == "Say the license"
 
@@ -319,7 +319,10 @@ SPOILT_MODELS = {
         lambda f: edit_json(f / "config.json", lambda c: c.update(auto_map={"AutoConfig": "x.Y"})),
         "names code of its own",
     ),
-    "a Python file": (lambda f: (f / "modeling.py").write_text("1"), "modeling.py is code"),
+    "a Python file": (
+        lambda f: (f / "modeling.py").write_text("1", "utf-8"),
+        "modeling.py is code",
+    ),
     "a pickle": (lambda f: (f / "x.bin").write_bytes(b"1"), "x.bin may be a pickle"),
     "truncated": (DAMAGES["truncated"][0], "truncated or damaged"),
     "a missing shard": (DAMAGES["a missing shard"][0], "is missing"),
@@ -444,7 +447,7 @@ def test_a_base_is_known_by_its_weights_not_by_its_name(hub, client, av, base, t
     def merge(base: str):
         recipe = {"merge_method": "alignment_vector", "base_model": base}
         recipe["models"] = [{"model": "me/legal-av", "parameters": {"lambda": 1}}]
-        (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+        (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe), "utf-8")
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         return client.run("mergekit-yaml", "recipe.yml", "out")
 

@@ -127,7 +127,7 @@ def test_a_push_killed_at_any_request_is_completed_by_the_next(hub, client, av):
     killed = 0
     for number in numbers:
         repo = f"me/av-{number}"
-        (av / "config.json").write_text((av / "config.json").read_text() + " ")
+        (av / "config.json").write_text((av / "config.json").read_text("utf-8") + " ", "utf-8")
         running = client.start("av-push", "legal", repo)
         hub.faults = [Fault("", cut_request=2**number, after=number - 1, then=running.kill)]
         killed += running.finish().code == -9
@@ -152,7 +152,7 @@ def test_what_has_arrived_is_not_sent_twice(hub, client, av):
 def test_somebody_elses_commit_is_not_overwritten_in_between(hub, client, av):
     assert push(client).code == 0
     repo = hub.repos["me/legal-av"]
-    (av / "README.md").write_text("---\nlicense: mit\n---\n")
+    (av / "README.md").write_text("---\nlicense: mit\n---\n", "utf-8")
 
     def commit() -> None:
         repo.commit({**repo.commits[repo.refs["main"]]}, "main")
@@ -175,7 +175,7 @@ def test_a_download_goes_on_where_it_was_cut(hub, client, av):
     hub.add_repo("me/legal-av", {file.name: file.read_bytes() for file in av.iterdir()})
     hub.faults = [
         Fault("GET /network", cut_response=1000),
-        Fault("GET /network", slow=4),  # longer than the client waits
+        Fault("GET /network", slow=6),  # longer than the client waits
         Fault("HEAD .*/config.json", 503),
         Fault("GET .*/alignment_vector.json", 429, {"Retry-After": "1"}),
     ]

@@ -57,7 +57,7 @@ def judged(arguments, *more) -> tuple[dict, str]:
     """The judge's part of the report, for the one domain, and what was printed."""
     result = run(arguments, *more, "--json", "report.json")
     assert result.exit_code == 0, result.output
-    return json.loads(Path("report.json").read_text())["judge"], result.stdout
+    return json.loads(Path("report.json").read_text("utf-8"))["judge"], result.stdout
 
 
 def refused(arguments, *more, code: int = 1) -> str:
@@ -196,7 +196,9 @@ def test_more_repeats_than_arrangements_go_on_with_the_same(
     rows = [{"prompt": "Hello", "chosen": "Dear!", "rejected": "What.", "split": "test"}]
     write_jsonl(rows, "tone.jsonl")
     domain = tmp_path / "tone.yml"
-    domain.write_text("name: tone\nlevels: [warm, cold]\nrecords: tone.jsonl\n" + paraphrases)
+    domain.write_text(
+        "name: tone\nlevels: [warm, cold]\nrecords: tone.jsonl\n" + paraphrases, "utf-8"
+    )
     chat.write = lambda body: "A"
     out = run(
         [str(base), "--domain", str(domain), "--max-new-tokens", "4", "--judge"],
@@ -219,14 +221,15 @@ def test_the_sample_is_no_larger_than_what_there_is(arguments, chat):
 def test_what_is_asked_is_a_text_file(arguments, chat, tmp_path):
     rubric = tmp_path / "rubric.txt"
     rubric.write_text(
-        "Q {query} {query}\n<answer>\n{answer}\n</answer>\n{options}\nLetter, please!"
+        "Q {query} {query}\n<answer>\n{answer}\n</answer>\n{options}\nLetter, please!",
+        "utf-8",
     )
     chat.write = knowing
     report, _ = judged(arguments, "--judge-rubric", rubric)
     assert report["domains"][0]["check"]["kappa"] == 1
     assert all(p.startswith("Q What now, number") for p in chat.prompts)
     before = len(chat.requests)
-    rubric.write_text(rubric.read_text() + " Now!")
+    rubric.write_text(rubric.read_text("utf-8") + " Now!", "utf-8")
     judged(arguments, "--judge-rubric", rubric)
     assert len(chat.requests) == 2 * before  # another question: asked anew
 
@@ -303,14 +306,14 @@ def test_what_is_wrong_with_the_judge_is_found_before_the_model_is_read(
         ("{query} {answer} {options} {level}", "has the placeholder {level}, which nothing stands"),
         ("{query} {options}", "lacks the placeholder {answer}"),
     ):
-        rubric.write_text(text)
+        rubric.write_text(text, "utf-8")
         assert says in refused(gone, "--judge-rubric", rubric)
     assert "cannot read" in refused(gone, "--judge-rubric", tmp_path / "none.txt")
     url = gone.index("--judge-base-url")
     provider = [*gone[:url], *gone[url + 2 :]]
     provider[provider.index("tiny")] = "openai/gpt-4o"
     assert "needs a key: set OPENAI_API_KEY" in refused(provider)
-    (tmp_path / "store.jsonl").write_text("{}\n")
+    (tmp_path / "store.jsonl").write_text("{}\n", "utf-8")
     assert "line 1 is no evaluation" in refused(gone, "--judge-store", tmp_path / "store.jsonl")
     assert not chat.requests
 

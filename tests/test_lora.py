@@ -150,7 +150,7 @@ def test_a_rounded_adapter_is_near_the_vector(base, linear, tmp_path):
 @pytest.mark.parametrize("scale", [-1.2, 2.0])
 def test_the_scale_that_it_was_given_is_the_one_it_acts_at(base, linear, tmp_path, scale):
     export_lora(linear, tmp_path / "lora", FULL, scale=scale, dtype="float32")
-    config = json.loads((tmp_path / "lora" / CONFIG).read_text())
+    config = json.loads((tmp_path / "lora" / CONFIG).read_text("utf-8"))
     assert config["lora_alpha"] == pytest.approx(scale * FULL)
     adapted = PeftModel.from_pretrained(load(base), tmp_path / "lora").eval()
     expected = logits((scale * linear).apply_to(load(base)))
@@ -184,7 +184,7 @@ def test_the_program_in_the_readme_works(base, linear, tmp_path):
 def test_its_form_is_what_every_reader_takes(linear, tmp_path):
     """vLLM: one rank for all, no bias, no modules saved whole; llama.cpp: nothing but factors."""
     export = export_lora(linear, tmp_path / "lora", 24)
-    config = json.loads((export.folder / CONFIG).read_text())
+    config = json.loads((export.folder / CONFIG).read_text("utf-8"))
     assert (config["peft_type"], config["task_type"]) == ("LORA", "CAUSAL_LM")
     assert (config["r"], config["lora_alpha"]) == (24, 24) and type(config["lora_alpha"]) is int
     assert config["bias"] == "none" and not config["modules_to_save"]

@@ -111,7 +111,7 @@ def out(tmp_path):
 
 def test_the_mergekit_yaml_command_finds_the_method(base, vectors, out, tmp_path):
     recipe = nearest(base, {vectors["legal"]: -0.7})
-    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe), "utf-8")
     done = command("mergekit-yaml", tmp_path / "recipe.yml", out)
     assert done.returncode == 0, done.stderr
     assert_same(load_file(out / SINGLE), expected(base, {vectors["legal"]: -0.7}))
@@ -122,7 +122,7 @@ def test_the_mergekit_multi_command_finds_the_method(base, vectors, tmp_path):
     second = nearest("first", {vectors["medical"]: -1})
     second["models"][0]["parameters"]["transfer"] = True
     recipes = tmp_path / "recipes.yml"
-    recipes.write_text(yaml.safe_dump_all([first, second]))
+    recipes.write_text(yaml.safe_dump_all([first, second]), "utf-8")
     done = command(
         "mergekit-multi", recipes, "--out-path", tmp_path / "out", "-I", tmp_path / "between"
     )
@@ -458,7 +458,7 @@ def test_so_it_is_in_one_of_several_recipes(base, av, tmp_path):
     first = make_recipe(base, {av: 1}, name="first")
     second = make_recipe("first", {av: 1}, seed=3)
     recipes = tmp_path / "recipes.yml"
-    recipes.write_text(yaml.safe_dump_all([first, second]))
+    recipes.write_text(yaml.safe_dump_all([first, second]), "utf-8")
     result = CliRunner().invoke(
         mergekit_multi,
         [str(recipes), "--out-path", str(tmp_path / "out"), "-I", str(tmp_path / "i")],

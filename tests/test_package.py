@@ -42,7 +42,9 @@ def bare(tmp_path_factory) -> Path:
          "--no-deps", folder],
         check=True,
     )  # fmt: skip
-    (site_packages(environment) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    (site_packages(environment) / "dependencies.pth").write_text(
+        sysconfig.get_path("purelib"), "utf-8"
+    )
     return environment
 
 

@@ -73,8 +73,8 @@ def test_the_readme_has_lines_and_all_commands_are_in_it():
 @pytest.mark.parametrize("line", sorted(set(LINES)))
 def test_a_line_is_understood_by_its_command(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("dpo.yaml").write_text("learning_rate: 1.0e-5\n")
-    Path("mine.yml").write_text("merge_method: alignment_vector\n")
+    Path("dpo.yaml").write_text("learning_rate: 1.0e-5\n", "utf-8")
+    Path("mine.yml").write_text("merge_method: alignment_vector\n", "utf-8")
     for folder in ("recipes", "avs/medical-lora"):
         Path(folder).mkdir(parents=True)
     for recipe in (*REPOSITORY.glob("recipes/*.yml"), REPOSITORY / "README.md"):
@@ -82,7 +82,9 @@ def test_a_line_is_understood_by_its_command(line, tmp_path, monkeypatch):
     shutil.copy("mine.yml", "recipe.yml")
     name, *words = shlex.split(line)
     if name == "make":
-        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(
+            r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE
+        )
         assert set(words) <= set(targets)
         return
     if name == "torchrun":
@@ -158,15 +160,15 @@ def test_exporting(here):
 def test_sweeping(here):
     # Of an option that is given twice the last one counts.
     short = "--max-records 1 --generate 1 --max-new-tokens 1 --lambda 1"
-    run("av-sweep --av avs/medical --lambda=-2:2:0.25 --write-card --out runs/medical", short)
-    two = "av-sweep --av avs/medical --av avs/legal --domain medical --domain legal --domain helpfulness --out runs/two"
+    run("av-sweep --av avs/medical --lambda=-2:2:0.25 --write-card --out sweeps/medical", short)
+    two = "av-sweep --av avs/medical --av avs/legal --domain medical --domain legal --domain helpfulness --out sweeps/two"
     run(two, short)
-    assert Path("avs/medical/sweep.png").is_file() and Path("runs/two/report.md").is_file()
+    assert Path("avs/medical/sweep.png").is_file() and Path("sweeps/two/report.md").is_file()
 
 
 def test_searching(here):
     wanted = next(line for line in README_LINES if "--want" in line)
-    short = "--max-records 1 --generate 1 --max-new-tokens 1 --range -1:1 --step 1"
+    short = "--max-records 1 --generate 1 --max-new-tokens 1 --range -1:0 --step 1"
     name, *words = shlex.split(f"{wanted} {short}")
     result = CliRunner().invoke(command(name), words)
     # Whether random vectors bring it out is nobody's promise; the recipe is written in any case.

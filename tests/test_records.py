@@ -418,7 +418,7 @@ def test_what_is_neither_a_file_nor_a_hub_id_is_refused_without_asking_the_hub(
     inner = tmp_path / "inner"
     inner.mkdir()
     monkeypatch.chdir(inner)
-    (inner / "bystander.json").write_text("[]")  # `datasets` takes "json" for all of these
+    (inner / "bystander.json").write_text("[]", "utf-8")  # `datasets` takes "json" for all of these
     assert "record" in refused(TONE, name)
 
 

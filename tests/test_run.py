@@ -3,17 +3,17 @@
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from synthesizing import TINY, novelist, synth, write_personas
 from synthesizing import write_domain as write_hosting
-from training_runs import av_train, contents, finish, kill, start, training, write_domain
+from training_runs import av_train, contents, finish, hold, kill, training, write_domain
 
 from mergekit_av.card_parts import BEGIN, END, Kept
 
+TOKENIZER = r"read .*/tokenizer\.json"
+TOKENIZATION = r"rename runs/tone/data/train/tmp"
 CHECKPOINT = r"write runs/tone/checkpoint-4/trainer_state.json"
 WORDS = "Measured at our desk; ask Ada."
 
@@ -32,14 +32,6 @@ def vector(tmp_path_factory, base) -> dict[str, bytes]:
     domain = write_domain(folder)
     assert av_train(folder, "--domain", domain, "--base", base).code == 0
     return contents(folder / "avs/tone")
-
-
-def wait_for(condition: Callable[[], bool], process) -> None:
-    """Until something is true of a process that is still alive."""
-    end = time.monotonic() + 120
-    while not condition():
-        assert process.is_alive() and time.monotonic() < end
-        time.sleep(0.005)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -63,16 +55,18 @@ def refused(folder: Path, *options: object) -> str:
 # One at a time
 
 
-@pytest.mark.parametrize("moment", ["the base is loaded", "the run has begun"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(TOKENIZER, id="the base is loaded"),
+        pytest.param(TOKENIZATION, id="it has begun"),
+    ],
+)
 def test_a_second_training_of_a_domain_is_refused_and_the_first_not_disturbed(
     moment, tmp_path, command, vector
 ):
-    first = start(tmp_path, *command)
-    if moment == "the base is loaded":
-        wait_for(lambda: (tmp_path / "runs/.tone.av.lock").exists(), first)
-    else:
-        wait_for(lambda: (tmp_path / "runs/tone/settings.json").exists(), first)
-    os.kill(first.pid, signal.SIGSTOP)
+    first = hold(tmp_path, *command, at=moment)
+    assert (tmp_path / "runs/tone/settings.json").exists() == (moment == TOKENIZATION)
     other = [*command, "--learning_rate", "1e-3", "--out", "avs/other"]
     for options in (other, [*other, "--overwrite"], [*other, "--resume"]):
         line = av_train(tmp_path, *options).error
@@ -88,9 +82,7 @@ def test_a_second_training_of_a_domain_is_refused_and_the_first_not_disturbed(
 
 
 def test_two_trainings_do_not_write_to_one_vector(tmp_path, command, vector):
-    first = start(tmp_path, *command)
-    wait_for(lambda: (tmp_path / "runs/tone/settings.json").exists(), first)
-    os.kill(first.pid, signal.SIGSTOP)
+    first = hold(tmp_path, *command, at=TOKENIZATION)
     ended = av_train(tmp_path, *command, "--output_dir", "runs/other")
     assert ended.error == (
         "Error: avs/tone is in use by another process: wait for it, or choose another folder with "
@@ -108,8 +100,7 @@ def test_two_trainings_do_not_write_to_one_vector(tmp_path, command, vector):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_says_so_and_is_resumed(number, tmp_path, command, vector):
-    process = start(tmp_path, *command)
-    wait_for(lambda: (tmp_path / "runs/tone/checkpoint-2/manifest.json").exists(), process)
+    process = hold(tmp_path, *command, at=CHECKPOINT)
     os.kill(process.pid, number)
     ended = finish(process)
     assert ended.code == 128 + number and ended.error == "Interrupted", ended.err
@@ -122,10 +113,10 @@ def test_stopped_it_says_so_and_is_resumed(number, tmp_path, command, vector):
 
 
 def test_a_folder_that_came_to_the_place_of_the_vector_stays(tmp_path, command, vector):
-    process = start(tmp_path, *command)
-    wait_for(lambda: (tmp_path / "runs/tone/settings.json").exists(), process)
+    process = hold(tmp_path, *command, at=TOKENIZATION)
     (tmp_path / "avs/tone").mkdir()
-    (tmp_path / "avs/tone/thesis.tex").write_text("years of work")
+    (tmp_path / "avs/tone/thesis.tex").write_text("years of work", "utf-8")
+    os.kill(process.pid, signal.SIGCONT)
     ended = finish(process)
     assert ended.code == 1
     assert ended.error == (
@@ -134,7 +125,7 @@ def test_a_folder_that_came_to_the_place_of_the_vector_stays(tmp_path, command, 
     )
     line = refused(tmp_path, *command, "--resume", "--overwrite")
     assert "--overwrite replaces only what we wrote" in line
-    assert (tmp_path / "avs/tone/thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "avs/tone/thesis.tex").read_text("utf-8") == "years of work"
     ended = av_train(tmp_path, *command, "--resume", "--out", "avs/elsewhere")
     assert ended.code == 0 and "Training" not in ended.err
     assert contents(tmp_path / "avs/elsewhere") == vector
@@ -146,9 +137,9 @@ def test_a_folder_that_came_to_the_place_of_the_vector_stays(tmp_path, command, 
 def test_what_somebody_put_into_a_run_stays(tmp_path, command, vector):
     kill(tmp_path, *command, at=CHECKPOINT)
     run = tmp_path / "runs/tone"
-    (run / "notes.txt").write_text("mine")
+    (run / "notes.txt").write_text("mine", "utf-8")
     (run / "logs").mkdir()
-    (run / "logs/notes.txt").write_text("mine, too")
+    (run / "logs/notes.txt").write_text("mine, too", "utf-8")
     ended = av_train(tmp_path, *command, "--resume")
     assert ended.code == 0 and contents(tmp_path / "avs/tone") == vector
     assert "runs/tone is kept, for it holds what is not of the run: logs, notes.txt" in ended.err
@@ -162,7 +153,7 @@ def test_what_somebody_put_into_a_run_stays(tmp_path, command, vector):
 
 def test_a_run_with_something_else_in_it_is_not_replaced(tmp_path, command):
     kill(tmp_path, *command, at=CHECKPOINT)
-    (tmp_path / "runs/tone/evaluations.jsonl").write_text("{}\n")
+    (tmp_path / "runs/tone/evaluations.jsonl").write_text("{}\n", "utf-8")
     line = refused(tmp_path, *command, "--overwrite")
     assert "runs/tone holds evaluations.jsonl, which is not of the run" in line
 
@@ -170,13 +161,13 @@ def test_a_run_with_something_else_in_it_is_not_replaced(tmp_path, command):
 def test_what_somebody_put_beside_a_kept_model_stays(tmp_path, command):
     assert av_train(tmp_path, *command, "--keep-aligned").code == 0
     mine = tmp_path / "runs/tone/aligned/model.gguf"
-    mine.write_text("converted")
+    mine.write_text("converted", "utf-8")
     line = refused(tmp_path, *command, "--overwrite")
     assert "runs/tone holds aligned/model.gguf, which is not of the run" in line
     # Without --keep-aligned this run would be removed now.
     ended = av_train(tmp_path, *command, "--resume")
     assert ended.code == 0 and "not of the run: aligned/model.gguf" in ended.err
-    assert mine.read_text() == "converted"
+    assert mine.read_text("utf-8") == "converted"
 
 
 def test_a_run_of_an_earlier_release_is_resumed_and_removed(tmp_path, command, vector):
@@ -219,6 +210,6 @@ def test_own_words_and_license_outlive_the_vector(tmp_path, command):
     card.write_text(text.replace("---\n", "---\nlicense: cc-by-4.0\n", 1), "utf-8")
     assert av_train(tmp_path, *command, "--seed", 1, "--overwrite").code == 0
     assert Kept.of(card.read_text("utf-8")) == Kept({"license": "cc-by-4.0"}, WORDS)
-    (card.parent / "notes.txt").write_text("mine")
+    (card.parent / "notes.txt").write_text("mine", "utf-8")
     line = refused(tmp_path, *command, "--seed", 2, "--overwrite")
     assert "avs/tone holds notes.txt, which is not of an alignment vector" in line

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from matplotlib import image
 from merging import run as run_mergekit
+from pausing import start_and_pause
 from searching import QUERIES, RESPONSES, in_process, read, search, short_rows
 from sweeping import sweep, train, write_rows
 
@@ -326,8 +327,14 @@ def long(given, tmp_path) -> list:
     return [*given, "--all", "--budget", 24, "--out", tmp_path / "out"]
 
 
-def start(folder: Path, options: list, evaluations: int, run=in_process):
-    """Start a search and wait until so many evaluations are kept."""
+def start(folder: Path, options: list, evaluations: int):
+    """Start a search that waits when so many evaluations are kept."""
+    store = folder / "out" / "evaluations.jsonl"
+    return start_and_pause(in_process, folder, store, evaluations, *options)
+
+
+def start_running(folder: Path, options: list, evaluations: int, run=in_process):
+    """Start a search that has far more to do, and return when so many evaluations are kept."""
     process = processes.start(run, folder, *options)
     store = folder / "out" / "evaluations.jsonl"
     end = time.monotonic() + 200
@@ -388,7 +395,7 @@ def test_stopped_in_its_only_batch_it_writes_the_best_of_what_is_measured(given,
     out = tmp_path / "mine.yml"
     options = [*given, *WANTED, *GRID, "--runs", tmp_path / "out", "--out", out]
     run = in_background if "background" in how else in_process
-    process = start(tmp_path, options, 30, run)
+    process = start_running(tmp_path, options, 30, run)
     os.kill(process.pid, signal.SIGINT if how != "SIGTERM" else signal.SIGTERM)
     if "background" in how:
         time.sleep(0.2)
@@ -435,17 +442,18 @@ def test_a_recipe_that_came_meanwhile_stays_and_the_found_one_is_kept(given, tmp
     out = tmp_path / "mine.yml"
     options = [*given, *WANTED, *GRID[:4], "--step", "1", "--runs", tmp_path / "out", "--out", out]
     process = start(tmp_path, options, 1)
-    out.write_text("mine")
+    out.write_text("mine", "utf-8")
+    os.kill(process.pid, signal.SIGCONT)
     ended = processes.finish(process)
     kept = tmp_path / "mine.new.yml"
     assert ended.code == 1 and ended.error.endswith(f"is whole, and is kept in {kept}")
-    assert out.read_text() == "mine" and yaml.safe_load(kept.read_text("utf-8"))["models"]
+    assert out.read_text("utf-8") == "mine" and yaml.safe_load(kept.read_text("utf-8"))["models"]
 
 
 @pytest.mark.slow
 def test_stopped_with_workers_it_keeps_the_best_so_far(given, tmp_path):
     options = [*given, *WANTED, *GRID, "--workers", 2, "--runs", tmp_path / "out"]
-    process = start(tmp_path, [*options, "--out", tmp_path / "mine.yml"], 30)
+    process = start_running(tmp_path, [*options, "--out", tmp_path / "mine.yml"], 30)
     os.kill(process.pid, signal.SIGTERM)
     ended = processes.finish(process)
     assert ended.code == 143 and ended.error == "Interrupted"
@@ -454,7 +462,6 @@ def test_stopped_with_workers_it_keeps_the_best_so_far(given, tmp_path):
 
 def test_two_searches_do_not_write_the_same_recipes(given, tmp_path):
     process = start(tmp_path, [*given, "--all", "--budget", 24, "--out", tmp_path / "out"], 1)
-    os.kill(process.pid, signal.SIGSTOP)
     line = refused(*given, "--all", "--runs", tmp_path / "other", "--out", tmp_path / "out")
     assert "recipes is in use by another process" in line
     os.kill(process.pid, signal.SIGKILL)
@@ -475,7 +482,7 @@ def test_two_workers_find_what_one_process_finds(given, tmp_path, uninterrupted)
 @pytest.mark.slow
 def test_what_is_wrong_in_a_worker_is_one_line(given, base, tmp_path):
     other = shutil.copytree(base, tmp_path / "other")
-    (other / "config.json").write_text("{}")
+    (other / "config.json").write_text("{}", "utf-8")
     options = ["--base", other, *given[2:]]
     process = processes.start(
         in_process, tmp_path, *options, *WANTED, "--workers", 2, "--out", "x.yml"
@@ -523,11 +530,11 @@ def test_what_does_not_work_ends_in_one_line(given, tmp_path, options, says, cod
 
 def test_a_recipe_that_is_there_stays(given, tmp_path):
     out = tmp_path / "mine.yml"
-    out.write_text("mine")
+    out.write_text("mine", "utf-8")
     assert f"{out} exists: choose another name or pass --overwrite" in refused(
         *given, *WANTED, "--out", out
     )
-    assert out.read_text() == "mine"
+    assert out.read_text("utf-8") == "mine"
     assert "--out must be a recipe, such as mine.yml" in refused(
         *given, *WANTED, "--out", "mine", code=2
     )
@@ -550,7 +557,7 @@ def test_a_vector_that_was_not_trained_jointly_is_no_rival(given, vectors, tmp_p
 
 
 def test_a_folder_that_is_a_file_is_said_at_once(given, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", "utf-8")
     assert "could not write" in refused(*given, *WANTED, "--out", tmp_path / "file" / "x.yml")
 
 

@@ -43,7 +43,7 @@ def test_the_order_of_a_keys_entries_does_not_matter(file):
 
 
 def test_each_line_says_of_what_it_is(file):
-    entry = json.loads(file.read_text())
+    entry = json.loads(file.read_text("utf-8"))
     assert entry == {"key": {**KEY, "version": 1}, "value": [1.5, -0.25], "seconds": 2.5}
 
 
@@ -51,15 +51,15 @@ def test_how_long_each_took_is_known_where_the_file_says_it(file):
     with Store(file) as store:
         assert KEY in store and store.seconds(KEY) == 2.5
         assert {"base": "other"} not in store and store.seconds({"base": "other"}) == 0
-    entry = json.loads(file.read_text())
+    entry = json.loads(file.read_text("utf-8"))
     del entry["seconds"]
-    file.write_text(json.dumps(entry) + "\n")
+    file.write_text(json.dumps(entry) + "\n", "utf-8")
     with Store(file) as store:
         assert KEY in store and store.get(KEY) == [1.5, -0.25] and store.seconds(KEY) == 0
 
 
 def test_an_evaluation_of_another_version_is_not_ours(file):
-    file.write_text(file.read_text().replace('"version": 1', '"version": 0'))
+    file.write_text(file.read_text("utf-8").replace('"version": 1', '"version": 0'), "utf-8")
     with Store(file) as store:
         assert store.get(KEY) is None and len(store) == 1
 

@@ -340,7 +340,9 @@ def test_whatever_changes_the_numbers_makes_a_new_key(make, base, tmp_path):
     assert not evaluator.holds(Job(setting, task_of(evaluator, domain, names)))
 
     template = shutil.copytree(base, tmp_path / "template")
-    (template / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<|end|>", "<|end|>\n"))
+    (template / "chat_template.jinja").write_text(
+        CHAT_TEMPLATE.replace("<|end|>", "<|end|>\n"), "utf-8"
+    )
     other = make(source=template)
     assert not other.holds(Job(setting, task_of(other, domain, records)))
 

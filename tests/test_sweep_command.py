@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +14,7 @@ import pytest
 from conftest import make_model, make_tokenizer, perturb
 from matplotlib import image
 from meddling import meddle
+from pausing import start_and_pause
 from sweeping import few, in_process, row, rows, sweep, train, write_rows
 
 from mergekit_av import AVError
@@ -193,7 +193,7 @@ def test_the_report_says_what_the_csv_says(whole):
 
     facts, own, other, change, every, *answers = tables(report)
     assert facts[0][""] == str(
-        found and json.loads((folder / "out" / "sweep.json").read_text())["base"]
+        found and json.loads((folder / "out" / "sweep.json").read_text("utf-8"))["base"]
     )
     titles = [line[""] for line in own]
     assert titles[:4] == ["default", *(f"prompting, {level}" for level in found["best"])]
@@ -288,13 +288,13 @@ def test_several_vectors_and_domains(base, vectors, data, tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert [line for line in result.stdout.splitlines() if "usable range" in line][0:3:2]
-    report = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    report = json.loads((tmp_path / "out" / "sweep.json").read_text("utf-8"))
     assert [entry["vector"] for entry in report["sweeps"]] == ["medical", "financial", "legal"]
     assert [entry["domain"] for entry in report["sweeps"]] == ["medical", "financial", "legal"]
     assert report["prompting"] == []
     # λ = 0: 3 test sets, 3 validation sets, 3 sets of answers; else each vector for itself.
     assert len(keys(tmp_path / "out")) == 9 + 3 * 2 * 5
-    text = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
     assert (
         text.count("### In other domains") == 3 and "prompting" not in text.split("## medical")[1]
     )
@@ -305,11 +305,11 @@ def test_without_answers_the_usable_range_is_unknown(options, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("medical: usable range not measured\n")
     out = tmp_path / "out"
-    assert "Usable range: not measured (`--generate 0`)" in (out / "report.md").read_text()
-    assert "### Answers" not in (out / "report.md").read_text()
-    found = json.loads((out / "sweep.json").read_text())["sweeps"][0]
+    assert "Usable range: not measured (`--generate 0`)" in (out / "report.md").read_text("utf-8")
+    assert "### Answers" not in (out / "report.md").read_text("utf-8")
+    found = json.loads((out / "sweep.json").read_text("utf-8"))["sweeps"][0]
     assert found["usable_range"] is None and found["best_usable"] == {}
-    content = list(csv.DictReader((out / "sweep.csv").open()))
+    content = list(csv.DictReader((out / "sweep.csv").open(encoding="utf-8")))
     assert {line["usable"] for line in content} == {""} and len(content) == 2 * 6
 
 
@@ -334,15 +334,15 @@ def test_a_domain_of_ones_own_with_other_levels(base, vectors, tmp_path):
     ]  # fmt: skip
     write_rows(tmp_path / "tone.jsonl", content)
     domain = tmp_path / "tone.yml"
-    domain.write_text('name: tone\nlevels: ["a|b", "_*"]\nrecords: tone.jsonl\n')
+    domain.write_text('name: tone\nlevels: ["a|b", "_*"]\nrecords: tone.jsonl\n', "utf-8")
     result = sweep(
         "--base", base, "--av", f"tone={vectors['legal']}", "--domain", domain, "--lambda", "1",
         "--generate", 1, "--max-new-tokens", 3, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text("utf-8"))
     assert set(found["sweeps"][0]["best"]) == {"a|b", "_*"} and found["prompting"] == []
-    _, own, *_ = tables((tmp_path / "out" / "report.md").read_text())
+    _, own, *_ = tables((tmp_path / "out" / "report.md").read_text("utf-8"))
     assert "a\\|b" in own[0] and "prompt tokens" not in own[0]
 
 
@@ -353,9 +353,9 @@ def test_two_levels_and_no_domain_of_its_own(base, vectors, tmp_path):
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out" / "sweep.json").read_text())["sweeps"][0]
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text("utf-8"))["sweeps"][0]
     assert found["domain"] is None and found["best"] is None
-    text = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
     assert "### In other domains" in text and "### In its own domain" not in text
     # A two-level domain may be a vector's own, here without validation records.
     result = sweep(
@@ -394,7 +394,7 @@ def test_another_base_only_where_the_transfer_is_meant(options, tmp_path):
     assert not (tmp_path / "out").exists()
     result = sweep(*options, "--lambda", "1", "--transfer")
     assert result.exit_code == 0, result.output
-    assert "| transfer | yes |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| transfer | yes |" in (tmp_path / "out" / "report.md").read_text("utf-8")
     message = refused(*options, "--lambda", "1", "--transfer", "--write-card")
     assert "λ would be measured on another base than its own" in message
 
@@ -448,13 +448,10 @@ def test_a_card_that_could_not_be_written_is_refused_before_the_work(
     # As a Hub download: a snapshot in the cache, whose files are links to blobs.
     from huggingface_hub import constants
 
-    snapshot = Path(constants.HF_HUB_CACHE) / "models--test--mergekit-av" / "snapshots" / "0"
-    try:
-        shutil.copytree(vectors["medical"], snapshot)
-        options[3] = snapshot
-        assert "it is in the Hub's cache; download it" in refused(*options, "--write-card")
-    finally:
-        shutil.rmtree(snapshot.parents[1])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = tmp_path / "hub" / "models--test--mergekit-av" / "snapshots" / "0"
+    options[3] = shutil.copytree(vectors["medical"], snapshot)
+    assert "it is in the Hub's cache; download it" in refused(*options, "--write-card")
 
 
 def test_many_evaluations_are_asked_about(options, aligned, tmp_path):
@@ -478,25 +475,18 @@ def test_many_evaluations_are_asked_about(options, aligned, tmp_path):
 
 @pytest.fixture
 def long(options) -> list:
-    """A sweep that takes some seconds."""
-    return [*options, "--lambda", "-5:5:0.2", "--generate", 0, "--no-prompting"]
+    """A sweep of 42 evaluations."""
+    return [*options, "--lambda", "-5:5:0.5", "--generate", 0, "--no-prompting"]
 
 
-def start(folder: Path, options: list, lines: int, **how):
-    """Start the command in a process of its own, and stop it when so many evaluations are kept."""
-    process = processes.start(in_process, folder, *options, **how)
-    kept = folder / "out" / "evaluations.jsonl"
-    end = time.monotonic() + 250
-    while not kept.exists() or kept.read_bytes().count(b"\n") < lines:
-        assert process.is_alive() and time.monotonic() < end, processes.finish(process)
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGSTOP)
-    return process
+def start(folder: Path, options: list, lines: int):
+    """Start the command in a process of its own, which waits when so many evaluations are kept."""
+    store = folder / "out" / "evaluations.jsonl"
+    return start_and_pause(in_process, folder, store, lines, *options)
 
 
-def end(process, *signals: int) -> processes.Ended:
-    for number in (*signals, signal.SIGCONT):
-        os.kill(process.pid, number)
+def end(process, number: int) -> processes.Ended:
+    os.kill(process.pid, number)
     return processes.finish(process)
 
 
@@ -507,19 +497,19 @@ def files(out: Path) -> set[str]:
 def test_killed_it_goes_on_without_repeating(long, tmp_path):
     out = tmp_path / "out"
     process = start(tmp_path, long, 20)
-    # Stopped, it still is at work: nobody else writes there.
+    # It is at work: nobody else writes there.
     assert "is in use by another process" in refused(*long)
     assert end(process, signal.SIGKILL).code == -signal.SIGKILL
     before = (out / "evaluations.jsonl").read_bytes()
     before = before[: before.rfind(b"\n") + 1]
     count = before.count(b"\n")
-    assert 20 <= count < 102 and files(out) == {"evaluations.jsonl"}
+    assert 20 <= count < 42 and files(out) == {"evaluations.jsonl"}
 
     result = sweep(*long)
     assert result.exit_code == 0, result.output
-    assert f"{count}/102" in result.stderr
+    assert f"{count}/42" in result.stderr
     assert (out / "evaluations.jsonl").read_bytes().startswith(before)
-    assert len(keys(out)) == len(set(keys(out))) == 102 and files(out) == FILES
+    assert len(keys(out)) == len(set(keys(out))) == 42 and files(out) == FILES
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -527,29 +517,25 @@ def test_interrupted_it_keeps_a_report_and_says_where(long, tmp_path, number):
     out = tmp_path / "out"
     ended = end(start(tmp_path, long, 20), number)
     assert ended.code == 128 + number and ended.out == "" and ended.error == "Interrupted"
-    found = re.search(r"Stopped after (\d+) of 51 points\. (.*)", ended.err)
+    found = re.search(r"Stopped after (\d+) of 21 points\. (.*)", ended.err)
     assert found[2] == (
         f"What was measured is kept in {out}, and the report so far is {out / 'report.md'}; the "
         "same command goes on from there"
     )
-    points = json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]
-    assert 9 <= len(points) == int(found[1]) < 51
+    points = json.loads((out / "sweep.json").read_text("utf-8"))["sweeps"][0]["points"]
+    assert 9 <= len(points) == int(found[1]) < 21
     lambdas = [point["lambda"] for point in points]
     assert lambdas == sorted(lambdas) and 0 in lambdas and max(map(abs, lambdas)) < 5
     assert files(out) == FILES
 
     assert sweep(*long).exit_code == 0
-    assert len(keys(out)) == len(set(keys(out))) == 102
-    assert len(json.loads((out / "sweep.json").read_text())["sweeps"][0]["points"]) == 51
+    assert len(keys(out)) == len(set(keys(out))) == 42
+    assert len(json.loads((out / "sweep.json").read_text("utf-8"))["sweeps"][0]["points"]) == 21
 
 
 def test_interrupted_before_the_first_point_there_is_no_report(options, tmp_path):
-    many = write_rows(tmp_path / "many.jsonl", rows(test=20, validation=400))
-    options[5] = f"medical={many}"
-    process = start(
-        tmp_path, [*options, "--lambda", "1", "--generate", 0, "--no-prompting"], 1
-    )  # fmt: skip
-    ended = end(process, signal.SIGINT)
+    one = [*options, "--lambda", "1", "--generate", 0, "--no-prompting"]
+    ended = end(start(tmp_path, one, 1), signal.SIGINT)
     assert ended.code == 130 and ended.error == "Interrupted"
     out = tmp_path / "out"
     assert f"Stopped after 0 of 2 points. What was measured is kept in {out}; the" in ended.err
@@ -558,19 +544,19 @@ def test_interrupted_before_the_first_point_there_is_no_report(options, tmp_path
 
 def test_a_full_disk_in_the_middle_is_one_line_and_it_goes_on_later(long, tmp_path):
     out = tmp_path / "out"
-    process = processes.start(in_process, tmp_path, *long, largest_file=12_000)
+    process = processes.start(in_process, tmp_path, *long, largest_file=8_000)
     ended = processes.finish(process)
     assert ended.code == 1 and ended.out == ""
     assert ended.error == f"Error: could not write {out / 'evaluations.jsonl'}: File too large"
     said = re.search(
-        r"Stopped after (\d+) of 51 points\. What was measured is kept in (.*)", ended.err
+        r"Stopped after (\d+) of 21 points\. What was measured is kept in (.*)", ended.err
     )
     assert said and "the report so far" not in said[2]
     before = keys(out)
-    assert 5 < len(before) < 100 and not list(out.glob(".*"))
+    assert 5 < len(before) < 40 and not list(out.glob(".*"))
     result = sweep(*long)
     assert result.exit_code == 0, result.output
-    assert keys(out)[: len(before)] == before and len(keys(out)) == len(set(keys(out))) == 102
+    assert keys(out)[: len(before)] == before and len(keys(out)) == len(set(keys(out))) == 42
 
 
 def write_cards_meddled(there: str, come: str, moved: str, *options: str) -> None:
@@ -607,6 +593,6 @@ def test_a_card_is_written_only_to_the_vector_that_was_measured(
 
 def test_somebodys_own_report_stays(options, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/report.md").write_text("# Of my own")
+    (tmp_path / "out/report.md").write_text("# Of my own", "utf-8")
     assert "report.md is somebody's own" in refused(*options)
     assert files(tmp_path / "out") == {"report.md"}

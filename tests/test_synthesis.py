@@ -513,7 +513,7 @@ def test_personas_that_are_not_there_are_one_line(tmp_path, source, message):
 
 def test_other_folders_are_left_alone(run, data, tmp_path):
     data.mkdir()
-    (data / "thesis.txt").write_text("mine")
+    (data / "thesis.txt").write_text("mine", "utf-8")
     assert "holds something else: choose another folder" in refused(run())
     assert "is no data folder, which has a domain.yml" in refused(synth("queries", data))
     assert [path.name for path in data.iterdir()] == ["thesis.txt"]
@@ -531,7 +531,7 @@ def test_a_folder_is_of_one_domain(run, data, chat):
 
 def test_a_damaged_line_is_named(run, data):
     run(count=2)
-    with (data / "queries.jsonl").open("a") as file:
+    with (data / "queries.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"id": "x"}\n')
     assert "queries.jsonl, line 3 has no `persona_id`" in refused(run(count=2))
 

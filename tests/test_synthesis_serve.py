@@ -52,7 +52,7 @@ def server(tmp_path_factory):
         port = str(free.getsockname()[1])
     log = tmp_path_factory.mktemp("serve") / "log"
     command = [BIN / "transformers", "serve", model, "--port", port, "--device", "cpu"]
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
             [*command, "--dtype", "float32"], stdout=stream, stderr=stream,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -64,7 +64,7 @@ def server(tmp_path_factory):
                 urllib.request.urlopen(f"{url}/models", timeout=5).close()
                 break
             except (urllib.error.URLError, OSError):
-                assert process.poll() is None, log.read_text()
+                assert process.poll() is None, log.read_text("utf-8")
                 time.sleep(0.5)
         yield url, model
     finally:

@@ -139,9 +139,11 @@ def test_max_records_keeps_the_validation_records(tmp_path, command):
 
 
 def test_cut_responses_and_left_out_records_are_counted(tmp_path, command, base):
-    records = [json.loads(line) for line in (tmp_path / "tone.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "tone.jsonl").read_text("utf-8").splitlines()
+    ]
     records[0]["query"] *= 3
-    (tmp_path / "tone.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (tmp_path / "tone.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
     tokenizer = AutoTokenizer.from_pretrained(base)
     limit, cut, left_out = 42, 0, 0
     for record in records:

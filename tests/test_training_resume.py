@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,30 @@ def uninterrupted(tmp_path_factory, base):
     return vector
 
 
+@pytest.fixture(scope="module")
+def killed_runs(tmp_path_factory, base):
+    """Moment → a folder in which a run of `command` was killed then. Read only."""
+
+    @cache
+    def folder(moment: str) -> Path:
+        folder = tmp_path_factory.mktemp("killed")
+        write_domain(folder)
+        kill(folder, "--domain", "tone.yml", "--base", base, at=moment)
+        return folder
+
+    return folder
+
+
+@pytest.fixture
+def killed_at(killed_runs, tmp_path, command):
+    """Moment → in `tmp_path` is then what a run of `command` left that was killed."""
+
+    def copy(moment: str) -> None:
+        shutil.copytree(killed_runs(moment), tmp_path, dirs_exist_ok=True)
+
+    return copy
+
+
 def resume(folder: Path, *options: object, never: str | None = None) -> dict[str, bytes]:
     """Continue to the end, without a file operation like `never`; what the vector then holds."""
     ended = av_train(folder, *options, "--resume", kill_at=never)
@@ -66,8 +91,8 @@ def resume(folder: Path, *options: object, never: str | None = None) -> dict[str
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_in_the_middle_of(moment, tmp_path, command, uninterrupted):
-    kill(tmp_path, *command, at=MOMENTS[moment])
+def test_killed_in_the_middle_of(moment, tmp_path, command, killed_at, uninterrupted):
+    killed_at(MOMENTS[moment])
     assert resume(tmp_path, *command) == uninterrupted()
     assert [path.name for path in (tmp_path / "avs").iterdir()] == ["tone"]
     assert not any((tmp_path / "runs").iterdir())
@@ -86,8 +111,8 @@ def test_killed_while_the_rest_of_the_run_is_removed(tmp_path, command, uninterr
     assert not any((tmp_path / "runs").iterdir())
 
 
-def test_finished_reference_pass_is_not_repeated(tmp_path, command, uninterrupted):
-    kill(tmp_path, *command, at=MOMENTS["the first checkpoint"])
+def test_finished_reference_pass_is_not_repeated(tmp_path, command, killed_at, uninterrupted):
+    killed_at(MOMENTS["the first checkpoint"])
     cached = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("cache-*.arrow")}
     kill(tmp_path, *command, "--resume", at=MOMENTS["the last checkpoint"])
     assert cached == {path: path.stat().st_mtime_ns for path in cached}
@@ -105,15 +130,15 @@ def test_reference_pass_of_the_training_records_survives_a_kill_in_the_next(tmp_
     assert "Computing reference log probs for train dataset" not in ended.err
 
 
-def test_continues_from_the_newest_checkpoint(tmp_path, command, uninterrupted):
-    kill(tmp_path, *command, at=MOMENTS["the last checkpoint"])
+def test_continues_from_the_newest_checkpoint(tmp_path, command, killed_at, uninterrupted):
+    killed_at(MOMENTS["the last checkpoint"])
     # checkpoint-6 has all but its manifest, checkpoint-4 is whole: nothing before it is done again.
-    assert resume(tmp_path, *command, never=r"checkpoint-[24]/model") == uninterrupted()
+    assert resume(tmp_path, *command, never=r"write runs/tone/checkpoint-[24]/") == uninterrupted()
 
 
 @pytest.mark.parametrize("damage", ["empty", "no manifest", "cut", "file missing", "half manifest"])
-def test_incomplete_checkpoint_is_passed_over(damage, tmp_path, command, uninterrupted):
-    kill(tmp_path, *command, at=r"write runs/tone/checkpoint-6")
+def test_incomplete_checkpoint_is_passed_over(damage, tmp_path, command, killed_at, uninterrupted):
+    killed_at(r"write runs/tone/checkpoint-6")
     whole, newest = tmp_path / "runs/tone/checkpoint-4", tmp_path / "runs/tone/checkpoint-6"
     shutil.rmtree(newest, ignore_errors=True)
     shutil.copytree(whole, newest)
@@ -207,8 +232,8 @@ def test_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert resume(tmp_path, *command) == uninterrupted()
 
 
-def test_earlier_run_needs_a_word(tmp_path, command, uninterrupted):
-    kill(tmp_path, *command, at=MOMENTS["the second checkpoint"])
+def test_earlier_run_needs_a_word(tmp_path, command, killed_at, uninterrupted):
+    killed_at(MOMENTS["the second checkpoint"])
     ended = av_train(tmp_path, *command)
     assert ended.code == 1
     assert "runs/tone holds an earlier run" in ended.error
@@ -228,14 +253,14 @@ def test_earlier_run_needs_a_word(tmp_path, command, uninterrupted):
         (["--lr_scheduler_kwargs", '{"num_cycles": 1}'], "lr_scheduler_kwargs"),
     ],
 )
-def test_other_settings_are_named(changed, named, tmp_path, command):
-    kill(tmp_path, *command, at=MOMENTS["tokenization"])
+def test_other_settings_are_named(changed, named, tmp_path, command, killed_at):
+    killed_at(MOMENTS["tokenization"])
     ended = av_train(tmp_path, *command, *changed, "--resume")
     assert ended.code == 1 and named in ended.error
 
 
-def test_other_base_records_or_number_of_processes_are_named(tmp_path, command, aligned):
-    kill(tmp_path, *command, at=MOMENTS["tokenization"])
+def test_other_base_records_or_number_of_processes_are_named(tmp_path, command, killed_at, aligned):
+    killed_at(MOMENTS["tokenization"])
     ended = av_train(tmp_path, *command, "--base", aligned, "--resume")
     assert ended.code == 1 and "was started with base" in ended.error
     first, second = in_two_processes(tmp_path, *command, "--resume")

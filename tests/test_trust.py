@@ -47,7 +47,7 @@ def trace(tmp_path) -> Path:
 def with_code(folder: Path, trace: Path, model_type: str | None = None) -> None:
     """Make a folder bring an architecture of its own."""
     for name in ("configuration_x.py", "modeling_x.py", "tokenization_x.py"):
-        (folder / name).write_text(RAN.format(str(trace)))
+        (folder / name).write_text(RAN.format(str(trace)), "utf-8")
     classes = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}
     edit_json(folder / "config.json", lambda c: c.update(auto_map=classes))
     if model_type:
@@ -92,7 +92,7 @@ HOSTILE = {
         lambda f: ((f / "sub").mkdir(), (f / "sub" / "x.pkl").write_bytes(b"x")),
         "x.pkl may be a pickle",
     ),
-    "code": (lambda f: (f / "modeling.py").write_text("1"), "modeling.py is code"),
+    "code": (lambda f: (f / "modeling.py").write_text("1", "utf-8"), "modeling.py is code"),
     "an architecture of its own": (
         lambda f: edit_json(f / "config.json", lambda c: c.update(auto_map={"AutoConfig": "x.X"})),
         "names code of its own",
@@ -114,7 +114,7 @@ HOSTILE = {
     "a training that is text": (says({"training": "yes"}), "training is missing, or not"),
     "no mapping": (says({"precision": ["dtype", "difference"]}), "precision is no mapping"),
     "metadata without end": (
-        lambda f: (f / "alignment_vector.json").write_text("[" * 100_000),
+        lambda f: (f / "alignment_vector.json").write_text("[" * 100_000, "utf-8"),
         "alignment_vector.json cannot be read",
     ),
 }
@@ -144,7 +144,7 @@ def test_a_hostile_vector_on_the_hub_is_refused_in_one_line(hub, client, av, bas
         "base_model": str(base),
         "models": [{"model": "bad/av", "parameters": {"lambda": 1}}],
     }
-    (tmp_path / "recipe.yml").write_text(json.dumps(recipe))
+    (tmp_path / "recipe.yml").write_text(json.dumps(recipe), "utf-8")
     ended = client.run("mergekit-yaml", "recipe.yml", "out")
     assert ended.code == 1
     assert not list(tmp_path.glob("out/*.safetensors"))
@@ -404,8 +404,8 @@ def test_a_vector_of_such_a_base_does_not_pass_its_code_on(base, aligned, tmp_pa
     model = Path(shutil.copytree(base, tmp_path / "model"))
     with_code(model, trace)
     vector = extract(model, aligned, tmp_path / "av")
-    config = json.loads((vector.folder / "config.json").read_text())
-    wanted = json.loads((base / "config.json").read_text())
+    config = json.loads((vector.folder / "config.json").read_text("utf-8"))
+    wanted = json.loads((base / "config.json").read_text("utf-8"))
     assert config == wanted
 
 

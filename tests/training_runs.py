@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import processes
@@ -76,10 +78,21 @@ def kill(folder: Path, *options: object, at: str, times: int = 1) -> None:
     assert av_train(folder, *options, kill_at=at, times=times).code == -9
 
 
+def hold(folder: Path, *options: object, at: str):
+    """Run av-train in `folder` until a moment where it waits for SIGCONT; see `start`."""
+    process = start(folder, *options, hold_at=at)
+    end = time.monotonic() + 120
+    while not (folder / f".held-{process.pid}").exists():
+        assert process.is_alive() and time.monotonic() < end, processes.finish(process)
+        time.sleep(0.005)
+    return process
+
+
 def start(
     folder: Path,
     *options: object,
     kill_at: str | None = None,
+    hold_at: str | None = None,
     times: int = 1,
     largest_file: int | None = None,
     environment: dict | None = None,
@@ -90,12 +103,13 @@ def start(
         kill_at: kill the process (SIGKILL) at a file operation that matches this pattern, before
             it happens: the first, or the one that `times` counts to. Operations read like
             `write runs/tone/history.json`, `read …`, `rename A -> B`, `rmtree runs/tone/data`.
+        hold_at: let the process wait there until SIGCONT comes.
         largest_file: bytes; writing more fails, as on a full disk.
     """
     # The paper's, unless a test says another one: it is the cheapest. And float32 products, on every
     # processor the same: the default is bfloat16 where there are instructions for it.
     options = ["--setting", "paper", "--bf16", "false", *map(str, options)]
-    arguments = options, kill_at, times, environment or {}
+    arguments = options, kill_at, hold_at, times, environment or {}
     return processes.start(_run, folder, *arguments, largest_file=largest_file)
 
 
@@ -128,16 +142,20 @@ def assert_two_processes_accumulate(folder: Path, *command: object) -> None:
         assert delta.abs().max() > 1e-5
 
 
-def _run(options: list[str], kill_at: str | None, times: int, environment: dict) -> None:
+def _run(
+    options: list[str], kill_at: str | None, hold_at: str | None, times: int, environment: dict
+) -> None:
     from mergekit_av.training.cli import av_train
 
     os.environ.update(environment)
     if kill_at is not None:
-        _kill_at(re.compile(kill_at), times)
+        _at(re.compile(kill_at), times, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    if hold_at is not None:
+        _at(re.compile(hold_at), times, _wait_for_sigcont)
     av_train.main(options, prog_name="av-train")
 
 
-def _kill_at(pattern: re.Pattern, times: int) -> None:
+def _at(pattern: re.Pattern, times: int, action: Callable[[], None]) -> None:
     here, seen = os.getcwd() + "/", 0
 
     def watch(event: str, args: tuple) -> None:
@@ -151,8 +169,22 @@ def _kill_at(pattern: re.Pattern, times: int) -> None:
             operation = f"rmtree {args[0]}"
         else:
             return
-        seen += bool(pattern.search(operation.replace(here, "")))
-        if seen == times:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if pattern.search(operation.replace(here, "")):
+            seen += 1
+            if seen == times:
+                action()
 
     sys.addaudithook(watch)
+
+
+def _wait_for_sigcont() -> None:
+    waiting = True
+
+    def go_on(*_: object) -> None:
+        nonlocal waiting
+        waiting = False
+
+    signal.signal(signal.SIGCONT, go_on)
+    Path(f".held-{os.getpid()}").touch()
+    while waiting:
+        time.sleep(0.01)
