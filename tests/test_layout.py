@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import SPECIAL
+from architectures import SPECIAL, USUAL
 from click.testing import CliRunner
 from damage import edit_json, edit_tensors
 from mergekit.architecture import arch_info_for_config
@@ -15,13 +15,13 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from merging import make_recipe, merge, refusal
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mergekit_av import AVError, Knobs, extract
-from mergekit_av.checkpoint import SINGLE, Checkpoint
+from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint
 from mergekit_av.cli import av_check, av_extract
 from mergekit_av.cli_push import av_push
-from mergekit_av.models import layout_of, load_model
+from mergekit_av.models import layout_of, load_model, load_shape
 
 PROJECTION = "model.layers.0.self_attn.q_proj.weight"
 
@@ -200,6 +200,91 @@ def test_a_merge_that_lost_what_only_its_base_has_is_not_pushed(tmp_path):
     edit_tensors(tmp_path / "out", lambda tensors: tensors.pop("mtp.fc.weight"))
     result = pushed(tmp_path / "out")
     assert result.exit_code == 1 and "no tensor mtp.fc.weight, which its base" in result.stderr
+
+
+def in_two_files(folder: Path) -> None:
+    """Cut a checkpoint within its second layer, as checkpoints of the Hub are cut."""
+    tensors = load_file(folder / SINGLE)
+    first = {n for n in tensors if ".1." in n and n.split(".1.")[1] > "m"}
+    parts = {"a.safetensors": first, "b.safetensors": set(tensors) - first}
+    for file, names in parts.items():
+        save_file({n: tensors[n] for n in names}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, names in parts.items() for name in names}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / SINGLE).unlink()
+
+
+def of_slices(base: Path, vector: Path, ranges: list[list[int]], lambdas: list[float]) -> dict:
+    slices = [
+        {"sources": [
+            {"model": str(base), "layer_range": layers},
+            {"model": str(vector), "layer_range": layers, "parameters": {"lambda": value}},
+        ]}
+        for layers, value in zip(ranges, lambdas, strict=True)
+    ]  # fmt: skip
+    recipe = make_recipe(base, {}, dtype="float32", slices=slices)
+    del recipe["models"]
+    return recipe
+
+
+@pytest.mark.parametrize("name", ["mixtral", "llama with biases", "gpt2 of the Hub"])
+@pytest.mark.parametrize("ranges", [[[1, 2]], [[1, 2], [0, 1]], [[0, 2], [1, 2]]])
+def test_slices_take_each_tensor_to_its_own_place(name, ranges, tmp_path):
+    """However the layers lie in the base's files, and where the merge has more layers than the base."""
+    base, aligned = SPECIAL[name].make(tmp_path / "base", tmp_path / "aligned")
+    after = {n.removeprefix("transformer."): v for n, v in load_file(aligned / SINGLE).items()}
+    in_two_files(base)
+    vector = extract(base, aligned, tmp_path / "av", dtype="float32").folder
+    recipe = of_slices(base, vector, ranges, [1.0] * len(ranges))
+    merged = merge(recipe, tmp_path / "out")
+    prefix = "" if name.startswith("gpt2") else "model."
+    prefix += "h." if name.startswith("gpt2") else "layers."
+    layers = [layer for piece in ranges for layer in range(*piece)]
+    for out, layer in enumerate(layers):
+        of_layer = {n: v for n, v in after.items() if n.startswith(f"{prefix}{layer}.")}
+        for tensor, value in of_layer.items():
+            moved = merged[tensor.replace(f"{prefix}{layer}.", f"{prefix}{out}.")]
+            torch.testing.assert_close(moved, value, rtol=0, atol=1e-6)
+    assert load_shape(tmp_path / "out").config.num_hidden_layers == len(layers)
+    assert not layout_of(Checkpoint(tmp_path / "out")).missing
+
+
+def test_what_follows_the_layers_is_merged_as_the_last_slice_says(tmp_path):
+    """As mergekit's own definitions have it."""
+    base, aligned = SPECIAL["llama with biases"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av", dtype="float32").folder
+    recipe = of_slices(base, vector, [[0, 1], [1, 2]], [0.0, 1.0])
+    merged = merge(recipe, tmp_path / "out")
+    before, after = load_file(base / SINGLE), load_file(aligned / SINGLE)
+    embeddings, norm, head = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+    assert torch.equal(merged[embeddings], before[embeddings])
+    assert torch.equal(merged[norm], after[norm]) and torch.equal(merged[head], after[head])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "llama"])
+def test_slices_of_layers_that_are_not_there_are_refused(name, tmp_path):
+    base, aligned = {**SPECIAL, **USUAL}[name].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    for layers in ([0, 3], [-1, 1]):
+        said = refusal(of_slices(base, vector, [layers], [1.0]), tmp_path / "out")
+        assert f"the layers {layers}" in said and "has the layers [0, 2]" in said
+
+
+def test_a_layer_is_not_put_where_one_of_another_kind_is(tmp_path):
+    base, aligned = USUAL["deepseek-v3"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    said = refusal(of_slices(base, vector, [[1, 2]], [1.0]), tmp_path / "out")
+    assert "layer 1 has other tensors than layer 0" in said
+
+
+def test_a_recipe_that_leaves_out_a_module_is_refused(tmp_path):
+    """The merge would lack the eyes of its base."""
+    base, aligned = SPECIAL["gemma3 that sees"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    recipe = make_recipe(base, {vector: 1.0})
+    models = recipe.pop("models")
+    recipe["modules"] = {"language_model.model.layers": {"models": models}}
+    assert "the recipe leaves out the module" in refusal(recipe, tmp_path / "out")
 
 
 # --- aligned models of other kinds -------------------------------------------------------------
