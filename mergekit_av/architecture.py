@@ -316,7 +316,7 @@ def _made_of(
         (first.after if weight.name in last else first.before).append(weight)
     return ModelArchitecture(
         modules=modules,
-        architectures=list(config.architectures or ()),
+        architectures=[name for name in config.architectures or () if isinstance(name, str)],
         model_type=config.model_type,
         tagalong_files=list(dict.fromkeys([*((known and known.tagalong_files) or ()), *FILES])),
         vocab_size_config_key=known and known.vocab_size_config_key,

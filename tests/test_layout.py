@@ -70,6 +70,25 @@ def test_codes_are_not_taken_for_numbers(which, told_by, base, aligned, tmp_path
     assert not (tmp_path / "av").exists()
 
 
+@pytest.mark.parametrize("part", ["a layer", "experts", "fused experts"])
+def test_codes_of_an_aligned_model_are_not_taken_for_weights(part, tmp_path):
+    """As LLM.int8 keeps them: under the weights' names, in their shapes."""
+    name = "llama" if part == "a layer" else "mixtral"
+    base, aligned = {**SPECIAL, **USUAL}[name].make(tmp_path / "base", tmp_path / "aligned")
+    if part == "fused experts":
+        fused = {name: value.clone() for name, value in load_model(aligned).state_dict().items()}
+        save_file(fused, aligned / SINGLE, metadata={"format": "pt"})
+    word = "self_attn.q_proj" if part == "a layer" else "experts"
+
+    def encode(tensors: dict) -> None:
+        for name in [n for n in tensors if word in n]:
+            tensors[name] = (tensors[name] * 100).to(torch.int8)
+
+    edit_tensors(aligned, encode)
+    with pytest.raises(AVError, match=r"aligned: .* is int8, codes and not weights"):
+        extract(base, aligned, tmp_path / "av")
+
+
 def test_a_quantised_base_is_merged_with_nothing(base, vectors, tmp_path):
     codes = says_so(quantised(shutil.copytree(base, tmp_path / "codes")))
     assert "codes is quantised (fp8)" in refusal(
@@ -140,6 +159,26 @@ def test_a_value_head_of_the_aligned_model_is_said_to_have_no_part(base, aligned
         vector.metadata.fingerprint == extract(base, aligned, tmp_path / "x").metadata.fingerprint
     )
     assert "v_head.summary.bias (and 1 more) is not read by the architecture" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}, "rope_parameters"),
+        ({"rms_norm_eps": 0.5, "num_hidden_layers": 1}, "num_hidden_layers, rms_norm_eps"),
+        ({"use_cache": False, "transformers_version": "4.40.0", "bos_token_id": 3}, None),
+    ],
+)
+def test_settings_that_a_vector_cannot_have_are_named(
+    change, named, base, aligned, tmp_path, caplog
+):
+    other = shutil.copytree(aligned, tmp_path / "aligned")
+    edit_json(other / "config.json", lambda config: config.update(change))
+    extract(base, other, tmp_path / "av")
+    if named is None:
+        assert not caplog.text
+    else:
+        assert f"aligned has another {named} in its config.json than" in caplog.text
 
 
 def test_a_weight_that_the_base_lacks_is_not_left_out(tmp_path):
