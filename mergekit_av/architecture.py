@@ -46,6 +46,9 @@ CARRIED = ("float32", "bfloat16", "float16", "int64")
 # What mergekit copies beside weights and tokenizer, where the base has it.
 FILES = ["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"]
 
+# Settings that have a value for each layer.
+OF_EACH_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
+
 # Bases whose merges have an architecture from here.
 _planned: set[Path] = set()
 
@@ -71,6 +74,17 @@ def install() -> None:
 
     get_architecture_info.asks_about_vectors = True
     mergekit.merge.get_architecture_info = get_architecture_info
+
+    make = mergekit.merge._model_out_config
+
+    @functools.wraps(make)
+    def out_config(config: MergeConfiguration, arch_info: ModelArchitecture, *rest, **more) -> Any:
+        made = make(config, arch_info, *rest, **more)
+        if config.merge_method == METHOD:
+            _move_settings(config, arch_info, made)
+        return made
+
+    mergekit.merge._model_out_config = out_config
 
     class Planner(mergekit.merge.MergePlanner):
         def plan_to_disk(self, out_path: str) -> Any:
@@ -199,6 +213,31 @@ def _sliced(
         pieces = config.modules[name].slices if config.modules else config.slices
         if pieces:
             yield name, pieces
+
+
+def _move_settings(
+    config: MergeConfiguration, architecture: ModelArchitecture, out: PretrainedConfig
+) -> None:
+    """Let what a configuration says of each layer follow the layers of a recipe's slices.
+
+    mergekit changes their number alone. transformers then refuses the configuration, or takes a layer
+    for one of another kind.
+    """
+    for name, pieces in _sliced(config, architecture):
+        if not architecture.modules[name].architecture.num_layers_config_key():
+            continue
+        layers = [
+            layer
+            for piece in pieces
+            for source in piece.sources
+            if source.model == (piece.base_model or config.base_model)
+            for layer in range(*source.layer_range)
+        ]
+        settings = out.get_text_config()
+        for key in OF_EACH_LAYER:
+            value = vars(settings).get(key)  # not of a property, which others decide
+            if isinstance(value, list) and max(layers, default=0) < len(value):
+                setattr(settings, key, [value[layer] for layer in layers])
 
 
 def _check_ranges(pieces: list[OutputSliceDefinition], count: int, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What a base holds beside its weights, or instead of them: carried over, left out or refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -286,6 +287,32 @@ def test_slices_take_each_tensor_to_its_own_place(name, ranges, tmp_path):
             torch.testing.assert_close(moved, value, rtol=0, atol=1e-6)
     assert load_shape(tmp_path / "out").config.num_hidden_layers == len(layers)
     assert not layout_of(Checkpoint(tmp_path / "out")).missing
+
+
+@pytest.mark.parametrize("ranges", [[[1, 2]], [[1, 2], [0, 1]], [[0, 2], [1, 2]]])
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "gemma3 that sees"])
+def test_what_config_json_says_of_a_layer_follows_it(name, ranges, tmp_path):
+    """Else transformers refuses the merge, or takes a layer for one of another kind."""
+    kinds = ["sliding_attention", "full_attention"]
+    architecture = {**SPECIAL, **USUAL}[name]
+    settings = architecture.settings
+    if sees := "text_config" in settings:
+        settings = {**settings, "text_config": {**settings["text_config"], "layer_types": kinds}}
+    else:
+        settings = {**settings, "layer_types": kinds}
+    architecture = dataclasses.replace(architecture, settings=settings)
+    base, aligned = architecture.make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av", dtype="float32").folder
+    recipe = of_slices(base, vector, ranges, [1.0] * len(ranges))
+    if sees:
+        whole = {"models": make_recipe(base, {vector: 1.0})["models"]}
+        text = {"slices": recipe.pop("slices")}
+        modules = {"language_model.model.layers": text, "vision_tower.encoder.layers": whole}
+        recipe["modules"] = modules
+    merge(recipe, tmp_path / "out")
+    config = load_model(tmp_path / "out").config.get_text_config()
+    assert config.layer_types == [kinds[n] for piece in ranges for n in range(*piece)]
+    assert config.num_hidden_layers == len(config.layer_types)
 
 
 def test_what_follows_the_layers_is_merged_as_the_last_slice_says(tmp_path):
