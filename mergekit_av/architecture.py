@@ -89,10 +89,22 @@ def install() -> None:
     class Planner(mergekit.merge.MergePlanner):
         def plan_to_disk(self, out_path: str) -> Any:
             if self.config.merge_method == METHOD:
+                _refuse_input(Path(out_path), self.config, self.options)
                 _warn_of_weights(Path(out_path))
             return super().plan_to_disk(out_path)
 
     mergekit.merge.MergePlanner = Planner
+
+
+def _refuse_input(out: Path, config: MergeConfiguration, options: MergeOptions) -> None:
+    """Raise AVError for a merge that would be written over what it is made of."""
+    for model in config.referenced_models():
+        folder = Path(model.local_path(cache_dir=options.transformers_cache, ignore_lora=True))
+        if out.exists() and folder.exists() and out.samefile(folder):
+            raise AVError(
+                f"{out} is an input of the recipe, and the merge would be written over it: choose "
+                "another folder"
+            )
 
 
 def _warn_of_weights(out: Path) -> None:
@@ -123,6 +135,13 @@ def _check_inputs(config: MergeConfiguration, options: MergeOptions) -> None:
             )
             if (folder / "config.json").is_file():
                 check_config(folder / "config.json")
+            elif path is model.model and (folder / ADAPTER).is_file():
+                raise AVError(
+                    f"{path.path} is an adapter, no alignment vector: make one of it with `av-extract BASE "
+                    f"{path.path} OUT`"
+                )
+            elif path is model.model and folder.is_dir():
+                raise AVError(f"{path.path} has no config.json, which every input has")
         if model.lora and (folder / ADAPTER).is_file():
             refuse_adapter_code(read_json(folder / ADAPTER), folder / ADAPTER)
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import SPECIAL, USUAL
+from architectures import SIZES, SPECIAL, USUAL
 from click.testing import CliRunner
 from damage import edit_json, edit_tensors
 from mergekit.architecture import arch_info_for_config
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
-from merging import make_recipe, merge, refusal
+from merging import make_recipe, merge, refusal, run
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from mergekit_av import AVError, Knobs, extract
+from mergekit_av import AlignmentVector, AVError, Knobs, export_lora, extract
 from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint
 from mergekit_av.cli import av_check, av_extract
 from mergekit_av.cli_push import av_push
@@ -351,6 +351,45 @@ def test_a_recipe_that_leaves_out_a_module_is_refused(tmp_path):
     models = recipe.pop("models")
     recipe["modules"] = {"language_model.model.layers": {"models": models}}
     assert "the recipe leaves out the module" in refusal(recipe, tmp_path / "out")
+
+
+def test_a_tied_weight_that_is_stored_twice_stays_tied(tmp_path):
+    """Rounded each by its own name, the copies would differ, and transformers would tie them no more."""
+    tied = dataclasses.replace(USUAL["llama"], settings={**SIZES, "tie_word_embeddings": True})
+    base, aligned = tied.make(tmp_path / "base", tmp_path / "aligned")
+    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
+    for folder in (base, aligned):
+        edit_tensors(folder, lambda tensors: tensors.update({head: tensors[embeddings].clone()}))
+    vector = extract(base, aligned, tmp_path / "av")
+    recipe = make_recipe(base, {vector.folder: 0.37}, dtype="bfloat16")
+    merged = merge(recipe, tmp_path / "out")
+    assert torch.equal(merged[head], merged[embeddings])
+    assert not torch.equal(merged[head], load_file(base / SINGLE)[head].bfloat16())
+    expected = load_model(tmp_path / "out", "bfloat16", "cpu").state_dict()
+    model = load_model(base, "bfloat16", "cpu")
+    Knobs(model, it=vector).set(it=0.37)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("which", ["base", "av"])
+def test_a_merge_is_not_written_over_its_inputs(which, base, vectors, tmp_path):
+    folders = {
+        "base": shutil.copytree(base, tmp_path / "base"),
+        "av": shutil.copytree(vectors["legal"], tmp_path / "av"),
+    }
+    before = {file.name: file.read_bytes() for file in folders[which].iterdir()}
+    result = run(make_recipe(folders["base"], {folders["av"]: 1.0}), folders[which])
+    assert result.exit_code == 1
+    assert f"{which} is an input of the recipe" in result.output.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in folders[which].iterdir()} == before
+
+
+def test_an_adapter_in_place_of_a_vector_is_refused_with_the_remedy(base, vectors, tmp_path):
+    lora = export_lora(AlignmentVector.open(vectors["legal"]), tmp_path / "lora", 4).folder
+    assert f"`av-extract BASE {lora} OUT`" in refusal(make_recipe(base, {lora: 1}), tmp_path / "o")
+    (tmp_path / "empty").mkdir()
+    said = refusal(make_recipe(base, {tmp_path / "empty": 1}), tmp_path / "o")
+    assert "empty has no config.json" in said
 
 
 # --- aligned models of other kinds -------------------------------------------------------------
