@@ -476,11 +476,22 @@ class _OfCheckpoint(ModuleArchitecture):
                 if number >= len(self._layers):
                     self._more.append(self._renumbered(out, number))
                 number += 1
+        beyond = [weight.name for weight in self.before + self.after if self._is_numbered(weight)]
+        if number != len(self._layers) and beyond:
+            raise AVError(
+                f"{folder}: slices must keep its {len(self._layers)} layers, for it has something else as "
+                f"one more ({beyond[0]})"
+            )
         if number != len(self._layers) and not self._count_key:
             raise AVError(
                 f"{folder}: slices of {self._name} must keep its {len(self._layers)} layers, whose number "
                 "config.json does not have"
             )
+
+    def _is_numbered(self, weight: WeightInfo) -> bool:
+        """Whether a tensor that is in no layer is called as if it were."""
+        found = LAYER.search(weight.name)
+        return found is not None and weight.name[: found.start()] == self._prefix
 
     def _within(self, layer: int) -> list[str]:
         """The names of a layer's tensors, without the layer."""

@@ -343,6 +343,16 @@ def test_a_layer_is_not_put_where_one_of_another_kind_is(tmp_path):
     assert "layer 1 has other tensors than layer 0" in said
 
 
+@pytest.mark.parametrize("ranges", [[[0, 1]], [[0, 2], [0, 2]]])
+def test_no_layer_is_put_where_a_head_for_more_tokens_is(ranges, tmp_path):
+    """It is stored as one more layer, by the number that follows the last."""
+    base, aligned = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    said = refusal(of_slices(base, vector, ranges, [1.0] * len(ranges)), tmp_path / "out")
+    assert "slices must keep its 2 layers, for it has something else as one more" in said
+    merge(of_slices(base, vector, [[1, 2], [0, 1]], [1.0, 1.0]), tmp_path / "out")
+
+
 def test_a_recipe_that_leaves_out_a_module_is_refused(tmp_path):
     """The merge would lack the eyes of its base."""
     base, aligned = SPECIAL["gemma3 that sees"].make(tmp_path / "base", tmp_path / "aligned")
