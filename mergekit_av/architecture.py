@@ -12,7 +12,7 @@ import functools
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mergekit.architecture import (
     arch_info_for_config,
 )
 from mergekit.common import ModelReference
-from mergekit.config import MergeConfiguration
+from mergekit.config import MergeConfiguration, OutputSliceDefinition
 from mergekit.options import MergeOptions
 from transformers import PretrainedConfig
 
@@ -45,6 +45,9 @@ DEFAULT = "default"
 CARRIED = ("float32", "bfloat16", "float16", "int64")
 # What mergekit copies beside weights and tokenizer, where the base has it.
 FILES = ["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"]
+
+# Settings that have a value for each layer.
+OF_EACH_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 # Bases whose merges have an architecture from here.
 _planned: set[Path] = set()
@@ -72,13 +75,36 @@ def install() -> None:
     get_architecture_info.asks_about_vectors = True
     mergekit.merge.get_architecture_info = get_architecture_info
 
+    make = mergekit.merge._model_out_config
+
+    @functools.wraps(make)
+    def out_config(config: MergeConfiguration, arch_info: ModelArchitecture, *rest, **more) -> Any:
+        made = make(config, arch_info, *rest, **more)
+        if config.merge_method == METHOD:
+            _move_settings(config, arch_info, made)
+        return made
+
+    mergekit.merge._model_out_config = out_config
+
     class Planner(mergekit.merge.MergePlanner):
         def plan_to_disk(self, out_path: str) -> Any:
             if self.config.merge_method == METHOD:
+                _refuse_input(Path(out_path), self.config, self.options)
                 _warn_of_weights(Path(out_path))
             return super().plan_to_disk(out_path)
 
     mergekit.merge.MergePlanner = Planner
+
+
+def _refuse_input(out: Path, config: MergeConfiguration, options: MergeOptions) -> None:
+    """Raise AVError for a merge that would be written over what it is made of."""
+    for model in config.referenced_models():
+        folder = Path(model.local_path(cache_dir=options.transformers_cache, ignore_lora=True))
+        if out.exists() and folder.exists() and out.samefile(folder):
+            raise AVError(
+                f"{out} is an input of the recipe, and the merge would be written over it: choose "
+                "another folder"
+            )
 
 
 def _warn_of_weights(out: Path) -> None:
@@ -109,6 +135,13 @@ def _check_inputs(config: MergeConfiguration, options: MergeOptions) -> None:
             )
             if (folder / "config.json").is_file():
                 check_config(folder / "config.json")
+            elif path is model.model and (folder / ADAPTER).is_file():
+                raise AVError(
+                    f"{path.path} is an adapter, no alignment vector: make one of it with `av-extract BASE "
+                    f"{path.path} OUT`"
+                )
+            elif path is model.model and folder.is_dir():
+                raise AVError(f"{path.path} has no config.json, which every input has")
         if model.lora and (folder / ADAPTER).is_file():
             refuse_adapter_code(read_json(folder / ADAPTER), folder / ADAPTER)
 
@@ -155,19 +188,89 @@ def architecture_of(
     known = _known(config, options, own, ask)
     _planned.add(folder)
     if known and _suffices(known, own, [checkpoint, *_vectors(config, options, base)]):
+        _check_modules(config, known, folder)
+        for name, pieces in _sliced(config, known):
+            _check_ranges(pieces, known.modules[name].architecture.num_layers(own), folder)
         return known
     made = _made_of(checkpoint, own, known)
-    for module in config.modules or ():
-        if module not in made.modules:
-            raise AVError(
-                f"the recipe has the module {module!r}, and {folder} has {', '.join(made.modules)}"
-            )
-    if config.slices and len(made.modules) > 1:
+    _check_modules(config, made, folder)
+    for name, pieces in _sliced(config, made):
+        architecture = made.modules[name].architecture
+        _check_ranges(pieces, architecture.num_layers(own), folder)
+        architecture.take(pieces, folder)
+    return made
+
+
+def _check_modules(
+    config: MergeConfiguration, architecture: ModelArchitecture, folder: Path
+) -> None:
+    """Raise AVError for a recipe whose merge would lack a module, or that means one that is not there."""
+    modules = list(architecture.modules)
+    if config.slices and len(modules) > 1:
         raise AVError(
-            f"{folder} has several modules ({', '.join(made.modules)}): write `models:` instead of "
+            f"{folder} has several modules ({', '.join(modules)}): write `models:` instead of "
             "`slices:`, or slices under `modules:`"
         )
-    return made
+    for module in config.modules or ():
+        if module not in modules:
+            raise AVError(
+                f"the recipe has the module {module!r}, and {folder} has {', '.join(modules)}"
+            )
+    for module in modules:
+        if config.modules and module not in config.modules:
+            raise AVError(
+                f"the recipe leaves out the module {module!r} of {folder}, and so would the merge: add "
+                "it, with `lambda: 0` where it is to stay as it is"
+            )
+
+
+def _sliced(
+    config: MergeConfiguration, architecture: ModelArchitecture
+) -> Iterator[tuple[str, list[OutputSliceDefinition]]]:
+    """The name of each module that a recipe puts together of slices, and the slices."""
+    for name in architecture.modules:
+        pieces = config.modules[name].slices if config.modules else config.slices
+        if pieces:
+            yield name, pieces
+
+
+def _move_settings(
+    config: MergeConfiguration, architecture: ModelArchitecture, out: PretrainedConfig
+) -> None:
+    """Let what a configuration says of each layer follow the layers of a recipe's slices.
+
+    mergekit changes their number alone. transformers then refuses the configuration, or takes a layer
+    for one of another kind.
+    """
+    for name, pieces in _sliced(config, architecture):
+        if not architecture.modules[name].architecture.num_layers_config_key():
+            continue
+        layers = [
+            layer
+            for piece in pieces
+            for source in piece.sources
+            if source.model == (piece.base_model or config.base_model)
+            for layer in range(*source.layer_range)
+        ]
+        settings = out.get_text_config()
+        for key in OF_EACH_LAYER:
+            value = vars(settings).get(key)  # not of a property, which others decide
+            if isinstance(value, list) and max(layers, default=0) < len(value):
+                setattr(settings, key, [value[layer] for layer in layers])
+
+
+def _check_ranges(pieces: list[OutputSliceDefinition], count: int, folder: Path) -> None:
+    """Raise AVError for slices of layers that the base does not have."""
+    for source in (source for piece in pieces for source in piece.sources):
+        first, last = source.layer_range
+        if not 0 <= first < last <= count:
+            raise AVError(
+                f"the recipe has the layers {[first, last]} of {source.model}, and {folder} has the "
+                f"layers [0, {count}]"
+            )
+    for piece in pieces:
+        if len({last - first for first, last in (s.layer_range for s in piece.sources)}) > 1:
+            raise AVError("the sources of a slice must have equally many layers each")
 
 
 def check_planned(base: ModelReference, folder: Path) -> None:
@@ -256,19 +359,22 @@ def _made_of(
             loose += [weight for some in numbered.values() for weight in some]
             layers[prefix] = {}
     full = {prefix: numbered for prefix, numbered in layers.items() if numbered}
+    # Of several stacks of as many layers it is not known whose number config.json has.
+    counted = [prefix for prefix, numbered in full.items() if len(numbered) == count]
     modules = {}
     for prefix, numbered in full.items() or [("", {})]:
         name = DEFAULT if len(full) < 2 else prefix
-        modules[name] = ModuleDefinition(
-            architecture=_OfCheckpoint(
-                name=name, layers=[numbered[n] for n in range(len(numbered))], count=count
-            )
-        )
+        # A checkpoint's order may be another one in each layer: that of its files, and in these.
+        ordered = [sorted(numbered[n], key=lambda w: w.name) for n in range(len(numbered))]
+        key = _count_key(config) if counted == [prefix] else ""
+        modules[name] = ModuleDefinition(architecture=_OfCheckpoint(name, prefix, ordered, key))
     first = next(iter(modules.values())).architecture
-    first.loose.extend(loose)
+    last = _last(base, full)
+    for weight in loose:
+        (first.after if weight.name in last else first.before).append(weight)
     return ModelArchitecture(
         modules=modules,
-        architectures=list(config.architectures or ()),
+        architectures=[name for name in config.architectures or () if isinstance(name, str)],
         model_type=config.model_type,
         tagalong_files=list(dict.fromkeys([*((known and known.tagalong_files) or ()), *FILES])),
         vocab_size_config_key=known and known.vocab_size_config_key,
@@ -305,29 +411,112 @@ def _unread(base: Checkpoint) -> frozenset[str]:
     return _unread_of(base.folder, frozenset(base))
 
 
-class _OfCheckpoint(ModuleArchitecture):
-    """The tensors of one stack of layers, and with the first such stack those that are in none."""
+def _count_key(config: PretrainedConfig) -> str:
+    """Where a configuration has the number of its language model's layers."""
+    inner = config.get_text_config()
+    within = [key for key in config.sub_configs if getattr(config, key, None) is inner]
+    return ".".join([*within, "num_hidden_layers"])
 
-    def __init__(self, name: str, layers: list[list[WeightInfo]], count: int | None):
-        self._name, self._layers, self._count = name, layers, count
-        self.loose: list[WeightInfo] = []
+
+def _last(base: Checkpoint, layers: Collection[str]) -> set[str]:
+    """The tensors that a model has after its layers: what a recipe's last slice says holds for them."""
+    try:
+        layout = layout_of(base)
+    except AVError:
+        return set()
+    order = {name: number for number, name in enumerate(layout.shapes)}
+    places = {
+        name: min(order.get(owner, 0) for owner in layout.owners(group))
+        for name, group in layout.by_disk.items()
+    }
+    start = max(
+        (
+            place
+            for name, place in places.items()
+            if name.startswith(tuple(f"{p}." for p in layers))
+        ),
+        default=len(order),
+    )
+    return {name for name, place in places.items() if place > start}
+
+
+class _OfCheckpoint(ModuleArchitecture):
+    """The tensors of one stack of layers, and with the first such stack those that are in none.
+
+    mergekit pairs the tensors of an output layer with those of an input layer by their place in the two
+    lists, and asks for output layers by number alone.
+    """
+
+    def __init__(self, name: str, prefix: str, layers: list[list[WeightInfo]], count_key: str):
+        self._name, self._prefix, self._layers, self._count_key = name, prefix, layers, count_key
+        self._more: list[list[WeightInfo]] = []
+        self.before: list[WeightInfo] = []
+        self.after: list[WeightInfo] = []
 
     def name(self) -> str:
         return self._name
 
+    def take(self, pieces: list[OutputSliceDefinition], folder: Path) -> None:
+        """Prepare for a recipe of slices, which may have more layers than there are.
+
+        Raises:
+            AVError: a layer would be put where one is that has other tensors.
+        """
+        number = 0
+        for piece in pieces:
+            ranges = [range(*source.layer_range) for source in piece.sources]
+            for sources in zip(*ranges, strict=True):
+                out = number if number < len(self._layers) else sources[0]
+                for source in sources:
+                    if self._within(source) != self._within(out):
+                        raise AVError(
+                            f"{folder}: layer {source} has other tensors than layer {out}: slices "
+                            "cannot put one where the other is"
+                        )
+                if number >= len(self._layers):
+                    self._more.append(self._renumbered(out, number))
+                number += 1
+        beyond = [weight.name for weight in self.before + self.after if self._is_numbered(weight)]
+        if number != len(self._layers) and beyond:
+            raise AVError(
+                f"{folder}: slices must keep its {len(self._layers)} layers, for it has something else as "
+                f"one more ({beyond[0]})"
+            )
+        if number != len(self._layers) and not self._count_key:
+            raise AVError(
+                f"{folder}: slices of {self._name} must keep its {len(self._layers)} layers, whose number "
+                "config.json does not have"
+            )
+
+    def _is_numbered(self, weight: WeightInfo) -> bool:
+        """Whether a tensor that is in no layer is called as if it were."""
+        found = LAYER.search(weight.name)
+        return found is not None and weight.name[: found.start()] == self._prefix
+
+    def _within(self, layer: int) -> list[str]:
+        """The names of a layer's tensors, without the layer."""
+        start = len(f"{self._prefix}.{layer}.")
+        return [weight.name[start:] for weight in self._layers[layer]]
+
+    def _renumbered(self, layer: int, number: int) -> list[WeightInfo]:
+        return [
+            weight.model_copy(update={"name": f"{self._prefix}.{number}.{name}"})
+            for weight, name in zip(self._layers[layer], self._within(layer), strict=True)
+        ]
+
     def pre_weights(self, config: PretrainedConfig) -> list[WeightInfo]:
-        return self.loose
+        return self.before
 
     def post_weights(self, config: PretrainedConfig) -> list[WeightInfo]:
-        return []
+        return self.after
 
     def layer_weights(self, index: int, config: PretrainedConfig) -> list[WeightInfo]:
-        return self._layers[index]
+        return [*self._layers, *self._more][index]
 
     def num_layers_config_key(self) -> str:
         """What a recipe of slices must change in config.json: the number of layers, where it is this
         stack's."""
-        return "num_hidden_layers" if self._count == len(self._layers) else ""
+        return self._count_key
 
     def num_layers(self, config: PretrainedConfig) -> int:
         return len(self._layers)

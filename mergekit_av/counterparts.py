@@ -8,15 +8,26 @@ checkpoints of the same names are compared name by name; of others, transformers
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from .checkpoint import Checkpoint, blocks_of
 from .errors import AVError
 from .layout import Group
-from .models import layout_of, read_json
+from .models import layout_of, load_shape, read_json
 
 log = logging.getLogger(__name__)
+
+# Settings that change what a model computes of its weights, whatever these are.
+USES = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "layer_types",
+    "sliding_window", "hidden_act", "hidden_activation", "activation_function", "rms_norm_eps",
+    "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_parameters", "partial_rotary_factor",
+    "num_experts_per_tok", "norm_topk_prob", "routed_scaling_factor", "query_pre_attn_scalar",
+    "attn_logit_softcapping", "final_logit_softcapping", "attention_multiplier",
+    "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale",
+)  # fmt: skip
 
 
 class Counterparts:
@@ -42,6 +53,7 @@ class Counterparts:
             self._old, self._new = layout_of(base), layout_of(aligned)
             self._match()
         self.names = [name for name in base if name in self._partners or name in self._groups]
+        _warn_of_settings(base, aligned)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """The aligned model's values for a tensor of the base, in the pieces of `Checkpoint.blocks`."""
@@ -72,6 +84,7 @@ class Counterparts:
         same = name in aligned and self._new.place(name) == place
         partner = name if same else self._new.by_place.get(place)
         if partner is not None:
+            self._check_floating(partner)
             if aligned[partner].shape != shape:
                 raise AVError(
                     f"{name} is {shape} in {base.folder} and {aligned[partner].shape} in "
@@ -82,7 +95,15 @@ class Counterparts:
         group = self._old.by_disk[name]
         if not self._old.owners(group) <= set(self._new.by_memory):
             raise AVError(f"{aligned.folder} has no tensor {name}: it is not of this base")
+        for owner in self._old.owners(group):
+            for source in self._new.by_memory[owner].disk:
+                self._check_floating(source)
         self._groups[name] = group
+
+    def _check_floating(self, name: str) -> None:
+        """Raise AVError for an integer tensor of the aligned model where the base has a weight."""
+        if not self._aligned[name].dtype.is_floating_point:
+            raise AVError(_codes(self._aligned, name))
 
     def _converted(self, group: Group) -> dict[str, torch.Tensor]:
         """All tensors of one of the base's groups, as the aligned model has them."""
@@ -113,10 +134,7 @@ class Counterparts:
         """Raise AVError for an integer tensor that is a weight, or that has changed."""
         info, place = self._base[name], self._old.place(name)
         if place and self._old.owners(self._old.by_disk[name]) & self._old.parameters:
-            raise AVError(
-                f"{self._base.folder}: {name} is {str(info.dtype).removeprefix('torch.')}, codes and "
-                "not weights: take the model in bfloat16 or float32, or save it dequantised"
-            )
+            raise AVError(_codes(self._base, name))
         partner = name if name in self._aligned else self._new.by_place.get(place)
         if partner and not torch.equal(self._base.read(name), self._aligned.read(partner)):
             raise AVError(
@@ -151,6 +169,14 @@ class Counterparts:
             )
 
 
+def _codes(checkpoint: Checkpoint, name: str) -> str:
+    dtype = str(checkpoint[name].dtype).removeprefix("torch.")
+    return (
+        f"{checkpoint.folder}: {name} is {dtype}, codes and not weights: take the model in bfloat16 or "
+        "float32, or save it dequantised"
+    )
+
+
 def _floating(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {n: info.shape for n, info in checkpoint.items() if info.dtype.is_floating_point}
 
@@ -159,6 +185,30 @@ def _alike(base: Checkpoint, aligned: Checkpoint) -> bool:
     """Whether the two have the same tensors by the same names, and nothing but weights."""
     whole = len(_floating(base)) == len(base)
     return whole and _floating(base) == _floating(aligned)
+
+
+def _warn_of_settings(base: Checkpoint, aligned: Checkpoint) -> None:
+    """Say where the two use equal weights in different ways, of which a vector has nothing."""
+    old, new = _uses(base), _uses(aligned)
+    differing = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
+    if differing:
+        log.warning(
+            "%s has another %s in its config.json than %s: the vector has the weights alone, and even at "
+            "λ = 1 a merge, which keeps the base's settings, is not the aligned model",
+            aligned.folder,
+            ", ".join(differing),
+            base.folder,
+        )
+
+
+def _uses(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a configuration says of how weights are used; nothing where transformers does not know it."""
+    try:
+        config = load_shape(checkpoint.folder).config
+    except AVError:
+        return {}
+    settings = config.get_text_config().to_dict()
+    return {key: settings[key] for key in USES if key in settings}
 
 
 def _check_vocabulary(base: Checkpoint, aligned: Checkpoint) -> None:

@@ -27,6 +27,7 @@ from .arithmetic import Rounding, add_vectors
 from .card import PAPER
 from .checkpoint import Checkpoint
 from .errors import AVError
+from .models import layout_of
 from .recipe import METHOD, read_coefficient
 from .vector import AlignmentVector
 
@@ -90,7 +91,8 @@ class AlignmentVectorMerge(GroupMergeMethod):
         return add_vectors(
             group.base.tensor,
             terms,
-            name=name,
+            # Copies of a tied weight are rounded alike: transformers ties no two that differ.
+            name=_first_names(group.base.id).get(name, name),
             rounding=parameters["rounding"],
             seed=parameters["seed"],
         )
@@ -109,6 +111,22 @@ def _coefficient(vector: Hashable, parameters: dict[str, Any]) -> float:
     if len(given) != 1:
         raise AVError(f"{vector}: give exactly one of `lambda` and `weight`")
     return given[0]
+
+
+def _first_names(base: Hashable) -> dict[str, str]:
+    """The second copies of tied weights that a base stores → the copy that a model reads first."""
+    folder = _folder(base)
+    return {} if folder is None else _copies(folder, _state(folder))
+
+
+@lru_cache(maxsize=8)
+def _copies(folder: Path, _state: tuple) -> dict[str, str]:
+    try:
+        layout = layout_of(Checkpoint(folder))
+    except AVError:
+        return {}
+    firsts = {n: layout.by_place[p] for n in layout.by_disk if (p := layout.place(n))}
+    return {name: first for name, first in firsts.items() if name != first}
 
 
 def _folder(reference: Hashable) -> Path | None:

@@ -21,6 +21,8 @@ METHOD = "alignment_vector"
 COEFFICIENTS = ("lambda", "weight")
 PER_VECTOR = (*COEFFICIENTS, "transfer")
 PER_RECIPE = ("rounding", "seed")
+# In which sums can be written.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 # A number as people write it; Python would take 1_0 and digits of other scripts as well.
@@ -53,6 +55,9 @@ def check_recipe(config: "MergeConfiguration") -> None:
     """Raise AVError for a recipe of `alignment_vector` that would merge something not meant."""
     if config.merge_method != METHOD:
         return
+    for key, name in (("dtype", config.dtype), ("out_dtype", config.out_dtype)):
+        if name and name.removeprefix("torch.") not in DTYPES:
+            raise AVError(f"`{key}` must be one of {', '.join(DTYPES)}, not {name!r}")
     for base, scopes, models in _merges(config):
         if base is None:
             raise AVError(f"{METHOD} needs `base_model:`, the model the vectors were trained on")

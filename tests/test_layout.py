@@ -1,27 +1,28 @@
 """What a base holds beside its weights, or instead of them: carried over, left out or refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from architectures import SPECIAL
+from architectures import SIZES, SPECIAL, USUAL
 from click.testing import CliRunner
 from damage import edit_json, edit_tensors
 from mergekit.architecture import arch_info_for_config
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
-from merging import make_recipe, merge, refusal
+from merging import make_recipe, merge, refusal, run
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from mergekit_av import AVError, Knobs, extract
-from mergekit_av.checkpoint import SINGLE, Checkpoint
+from mergekit_av import AlignmentVector, AVError, Knobs, export_lora, extract
+from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint
 from mergekit_av.cli import av_check, av_extract
 from mergekit_av.cli_push import av_push
-from mergekit_av.models import layout_of, load_model
+from mergekit_av.models import layout_of, load_model, load_shape
 
 PROJECTION = "model.layers.0.self_attn.q_proj.weight"
 
@@ -68,6 +69,25 @@ def test_codes_are_not_taken_for_numbers(which, told_by, base, aligned, tmp_path
     with pytest.raises(AVError, match=wanted):
         extract(folders["base"], folders["aligned"], tmp_path / "av")
     assert not (tmp_path / "av").exists()
+
+
+@pytest.mark.parametrize("part", ["a layer", "experts", "fused experts"])
+def test_codes_of_an_aligned_model_are_not_taken_for_weights(part, tmp_path):
+    """As LLM.int8 keeps them: under the weights' names, in their shapes."""
+    name = "llama" if part == "a layer" else "mixtral"
+    base, aligned = {**SPECIAL, **USUAL}[name].make(tmp_path / "base", tmp_path / "aligned")
+    if part == "fused experts":
+        fused = {name: value.clone() for name, value in load_model(aligned).state_dict().items()}
+        save_file(fused, aligned / SINGLE, metadata={"format": "pt"})
+    word = "self_attn.q_proj" if part == "a layer" else "experts"
+
+    def encode(tensors: dict) -> None:
+        for name in [n for n in tensors if word in n]:
+            tensors[name] = (tensors[name] * 100).to(torch.int8)
+
+    edit_tensors(aligned, encode)
+    with pytest.raises(AVError, match=r"aligned: .* is int8, codes and not weights"):
+        extract(base, aligned, tmp_path / "av")
 
 
 def test_a_quantised_base_is_merged_with_nothing(base, vectors, tmp_path):
@@ -142,6 +162,26 @@ def test_a_value_head_of_the_aligned_model_is_said_to_have_no_part(base, aligned
     assert "v_head.summary.bias (and 1 more) is not read by the architecture" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}, "rope_parameters"),
+        ({"rms_norm_eps": 0.5, "num_hidden_layers": 1}, "num_hidden_layers, rms_norm_eps"),
+        ({"use_cache": False, "transformers_version": "4.40.0", "bos_token_id": 3}, None),
+    ],
+)
+def test_settings_that_a_vector_cannot_have_are_named(
+    change, named, base, aligned, tmp_path, caplog
+):
+    other = shutil.copytree(aligned, tmp_path / "aligned")
+    edit_json(other / "config.json", lambda config: config.update(change))
+    extract(base, other, tmp_path / "av")
+    if named is None:
+        assert not caplog.text
+    else:
+        assert f"aligned has another {named} in its config.json than" in caplog.text
+
+
 def test_a_weight_that_the_base_lacks_is_not_left_out(tmp_path):
     """Biases are read: an aligned model that has some is no difference to a base that has none."""
     base, _ = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "unused")
@@ -200,6 +240,166 @@ def test_a_merge_that_lost_what_only_its_base_has_is_not_pushed(tmp_path):
     edit_tensors(tmp_path / "out", lambda tensors: tensors.pop("mtp.fc.weight"))
     result = pushed(tmp_path / "out")
     assert result.exit_code == 1 and "no tensor mtp.fc.weight, which its base" in result.stderr
+
+
+def in_two_files(folder: Path) -> None:
+    """Cut a checkpoint within its second layer, as checkpoints of the Hub are cut."""
+    tensors = load_file(folder / SINGLE)
+    first = {n for n in tensors if ".1." in n and n.split(".1.")[1] > "m"}
+    parts = {"a.safetensors": first, "b.safetensors": set(tensors) - first}
+    for file, names in parts.items():
+        save_file({n: tensors[n] for n in names}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, names in parts.items() for name in names}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / SINGLE).unlink()
+
+
+def of_slices(base: Path, vector: Path, ranges: list[list[int]], lambdas: list[float]) -> dict:
+    slices = [
+        {"sources": [
+            {"model": str(base), "layer_range": layers},
+            {"model": str(vector), "layer_range": layers, "parameters": {"lambda": value}},
+        ]}
+        for layers, value in zip(ranges, lambdas, strict=True)
+    ]  # fmt: skip
+    recipe = make_recipe(base, {}, dtype="float32", slices=slices)
+    del recipe["models"]
+    return recipe
+
+
+@pytest.mark.parametrize("name", ["mixtral", "llama with biases", "gpt2 of the Hub"])
+@pytest.mark.parametrize("ranges", [[[1, 2]], [[1, 2], [0, 1]], [[0, 2], [1, 2]]])
+def test_slices_take_each_tensor_to_its_own_place(name, ranges, tmp_path):
+    """However the layers lie in the base's files, and where the merge has more layers than the base."""
+    base, aligned = SPECIAL[name].make(tmp_path / "base", tmp_path / "aligned")
+    after = {n.removeprefix("transformer."): v for n, v in load_file(aligned / SINGLE).items()}
+    in_two_files(base)
+    vector = extract(base, aligned, tmp_path / "av", dtype="float32").folder
+    recipe = of_slices(base, vector, ranges, [1.0] * len(ranges))
+    merged = merge(recipe, tmp_path / "out")
+    prefix = "" if name.startswith("gpt2") else "model."
+    prefix += "h." if name.startswith("gpt2") else "layers."
+    layers = [layer for piece in ranges for layer in range(*piece)]
+    for out, layer in enumerate(layers):
+        of_layer = {n: v for n, v in after.items() if n.startswith(f"{prefix}{layer}.")}
+        for tensor, value in of_layer.items():
+            moved = merged[tensor.replace(f"{prefix}{layer}.", f"{prefix}{out}.")]
+            torch.testing.assert_close(moved, value, rtol=0, atol=1e-6)
+    assert load_shape(tmp_path / "out").config.num_hidden_layers == len(layers)
+    assert not layout_of(Checkpoint(tmp_path / "out")).missing
+
+
+@pytest.mark.parametrize("ranges", [[[1, 2]], [[1, 2], [0, 1]], [[0, 2], [1, 2]]])
+@pytest.mark.parametrize("name", ["gemma3", "gpt-oss", "gemma3 that sees"])
+def test_what_config_json_says_of_a_layer_follows_it(name, ranges, tmp_path):
+    """Else transformers refuses the merge, or takes a layer for one of another kind."""
+    kinds = ["sliding_attention", "full_attention"]
+    architecture = {**SPECIAL, **USUAL}[name]
+    settings = architecture.settings
+    if sees := "text_config" in settings:
+        settings = {**settings, "text_config": {**settings["text_config"], "layer_types": kinds}}
+    else:
+        settings = {**settings, "layer_types": kinds}
+    architecture = dataclasses.replace(architecture, settings=settings)
+    base, aligned = architecture.make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av", dtype="float32").folder
+    recipe = of_slices(base, vector, ranges, [1.0] * len(ranges))
+    if sees:
+        whole = {"models": make_recipe(base, {vector: 1.0})["models"]}
+        text = {"slices": recipe.pop("slices")}
+        modules = {"language_model.model.layers": text, "vision_tower.encoder.layers": whole}
+        recipe["modules"] = modules
+    merge(recipe, tmp_path / "out")
+    config = load_model(tmp_path / "out").config.get_text_config()
+    assert config.layer_types == [kinds[n] for piece in ranges for n in range(*piece)]
+    assert config.num_hidden_layers == len(config.layer_types)
+
+
+def test_what_follows_the_layers_is_merged_as_the_last_slice_says(tmp_path):
+    """As mergekit's own definitions have it."""
+    base, aligned = SPECIAL["llama with biases"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av", dtype="float32").folder
+    recipe = of_slices(base, vector, [[0, 1], [1, 2]], [0.0, 1.0])
+    merged = merge(recipe, tmp_path / "out")
+    before, after = load_file(base / SINGLE), load_file(aligned / SINGLE)
+    embeddings, norm, head = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+    assert torch.equal(merged[embeddings], before[embeddings])
+    assert torch.equal(merged[norm], after[norm]) and torch.equal(merged[head], after[head])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "llama"])
+def test_slices_of_layers_that_are_not_there_are_refused(name, tmp_path):
+    base, aligned = {**SPECIAL, **USUAL}[name].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    for layers in ([0, 3], [-1, 1]):
+        said = refusal(of_slices(base, vector, [layers], [1.0]), tmp_path / "out")
+        assert f"the layers {layers}" in said and "has the layers [0, 2]" in said
+
+
+def test_a_layer_is_not_put_where_one_of_another_kind_is(tmp_path):
+    base, aligned = USUAL["deepseek-v3"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    said = refusal(of_slices(base, vector, [[1, 2]], [1.0]), tmp_path / "out")
+    assert "layer 1 has other tensors than layer 0" in said
+
+
+@pytest.mark.parametrize("ranges", [[[0, 1]], [[0, 2], [0, 2]]])
+def test_no_layer_is_put_where_a_head_for_more_tokens_is(ranges, tmp_path):
+    """It is stored as one more layer, by the number that follows the last."""
+    base, aligned = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    said = refusal(of_slices(base, vector, ranges, [1.0] * len(ranges)), tmp_path / "out")
+    assert "slices must keep its 2 layers, for it has something else as one more" in said
+    merge(of_slices(base, vector, [[1, 2], [0, 1]], [1.0, 1.0]), tmp_path / "out")
+
+
+def test_a_recipe_that_leaves_out_a_module_is_refused(tmp_path):
+    """The merge would lack the eyes of its base."""
+    base, aligned = SPECIAL["gemma3 that sees"].make(tmp_path / "base", tmp_path / "aligned")
+    vector = extract(base, aligned, tmp_path / "av").folder
+    recipe = make_recipe(base, {vector: 1.0})
+    models = recipe.pop("models")
+    recipe["modules"] = {"language_model.model.layers": {"models": models}}
+    assert "the recipe leaves out the module" in refusal(recipe, tmp_path / "out")
+
+
+def test_a_tied_weight_that_is_stored_twice_stays_tied(tmp_path):
+    """Rounded each by its own name, the copies would differ, and transformers would tie them no more."""
+    tied = dataclasses.replace(USUAL["llama"], settings={**SIZES, "tie_word_embeddings": True})
+    base, aligned = tied.make(tmp_path / "base", tmp_path / "aligned")
+    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
+    for folder in (base, aligned):
+        edit_tensors(folder, lambda tensors: tensors.update({head: tensors[embeddings].clone()}))
+    vector = extract(base, aligned, tmp_path / "av")
+    recipe = make_recipe(base, {vector.folder: 0.37}, dtype="bfloat16")
+    merged = merge(recipe, tmp_path / "out")
+    assert torch.equal(merged[head], merged[embeddings])
+    assert not torch.equal(merged[head], load_file(base / SINGLE)[head].bfloat16())
+    expected = load_model(tmp_path / "out", "bfloat16", "cpu").state_dict()
+    model = load_model(base, "bfloat16", "cpu")
+    Knobs(model, it=vector).set(it=0.37)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("which", ["base", "av"])
+def test_a_merge_is_not_written_over_its_inputs(which, base, vectors, tmp_path):
+    folders = {
+        "base": shutil.copytree(base, tmp_path / "base"),
+        "av": shutil.copytree(vectors["legal"], tmp_path / "av"),
+    }
+    before = {file.name: file.read_bytes() for file in folders[which].iterdir()}
+    result = run(make_recipe(folders["base"], {folders["av"]: 1.0}), folders[which])
+    assert result.exit_code == 1
+    assert f"{which} is an input of the recipe" in result.output.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in folders[which].iterdir()} == before
+
+
+def test_an_adapter_in_place_of_a_vector_is_refused_with_the_remedy(base, vectors, tmp_path):
+    lora = export_lora(AlignmentVector.open(vectors["legal"]), tmp_path / "lora", 4).folder
+    assert f"`av-extract BASE {lora} OUT`" in refusal(make_recipe(base, {lora: 1}), tmp_path / "o")
+    (tmp_path / "empty").mkdir()
+    said = refusal(make_recipe(base, {tmp_path / "empty": 1}), tmp_path / "o")
+    assert "empty has no config.json" in said
 
 
 # --- aligned models of other kinds -------------------------------------------------------------

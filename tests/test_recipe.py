@@ -74,6 +74,7 @@ GOOD = {
         models=[{"model": "./base"}, {"model": LEGAL, "parameters": {"lambda": 1}}]
     ),
     "out_dtype, nearest": recipe(out_dtype="bfloat16", parameters={"rounding": "nearest"}),
+    "a dtype as torch names it": recipe(dtype="torch.bfloat16"),
     "out_dtype of the merge": recipe(out_dtype="bfloat16", dtype="bfloat16"),
     "out_dtype that loses nothing": recipe(out_dtype="float32"),
     "slices": slices(("./base", None), (LEGAL, {"lambda": 1})),
@@ -173,6 +174,11 @@ BAD = {
         "write `dtype: bfloat16` instead, or `parameters: {rounding: nearest}`",
     ),
     "out_dtype beside dtype": (recipe(dtype="float32", out_dtype="float16"), "`dtype: float16`"),
+    "a dtype that is none": (
+        recipe(dtype="bf16"),
+        "`dtype` must be one of float32, bfloat16, float16, float64, not 'bf16'",
+    ),
+    "out_dtype of whole numbers": (recipe(out_dtype="int64"), "`out_dtype` must be one of"),
     "no base": ({k: v for k, v in recipe().items() if k != "base_model"}, "needs `base_model:`"),
     "only the base": (recipe(models=[{"model": "./base"}]), "at least one alignment vector"),
     "one vector twice": (recipe(models=recipe()["models"] * 2), f"{LEGAL} stands twice"),
