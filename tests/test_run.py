@@ -12,7 +12,7 @@ from training_runs import av_train, contents, finish, hold, kill, training, writ
 
 from mergekit_av.card_parts import BEGIN, END, Kept
 
-TOKENIZER = r"read .*/tokenizer\.json"
+BASE = r"read .*/model\.safetensors"
 TOKENIZATION = r"rename runs/tone/data/train/tmp"
 CHECKPOINT = r"write runs/tone/checkpoint-4/trainer_state.json"
 WORDS = "Measured at our desk; ask Ada."
@@ -58,7 +58,7 @@ def refused(folder: Path, *options: object) -> str:
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param(TOKENIZER, id="the base is loaded"),
+        pytest.param(BASE, id="the base is loaded"),
         pytest.param(TOKENIZATION, id="it has begun"),
     ],
 )

@@ -151,7 +151,7 @@ def _run(
     if kill_at is not None:
         _at(re.compile(kill_at), times, lambda: os.kill(os.getpid(), signal.SIGKILL))
     if hold_at is not None:
-        _at(re.compile(hold_at), times, _wait_for_sigcont)
+        _at(re.compile(hold_at), times, _sigcont())
     av_train.main(options, prog_name="av-train")
 
 
@@ -177,14 +177,18 @@ def _at(pattern: re.Pattern, times: int, action: Callable[[], None]) -> None:
     sys.addaudithook(watch)
 
 
-def _wait_for_sigcont() -> None:
+def _sigcont() -> Callable[[], None]:
+    """A function that waits for SIGCONT, in whatever thread; made in the main one, which gets it."""
     waiting = True
 
     def go_on(*_: object) -> None:
         nonlocal waiting
         waiting = False
 
+    def wait() -> None:
+        Path(f".held-{os.getpid()}").touch()
+        while waiting:
+            time.sleep(0.01)
+
     signal.signal(signal.SIGCONT, go_on)
-    Path(f".held-{os.getpid()}").touch()
-    while waiting:
-        time.sleep(0.01)
+    return wait
