@@ -351,7 +351,7 @@ def uninterrupted(given, tmp_path_factory) -> dict:
     return read(out, "combinations")
 
 
-@pytest.mark.parametrize("evaluations", [1, 75])
+@pytest.mark.parametrize("evaluations", [pytest.param(1, marks=pytest.mark.slow), 75])
 def test_killed_and_started_again_it_comes_to_the_same_end(
     long, tmp_path, uninterrupted, evaluations
 ):
@@ -390,7 +390,10 @@ def in_background(*options: object) -> None:
     in_process(*options)
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "SIGTERM in the background"])
+@pytest.mark.parametrize(
+    "how",
+    ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGTERM in the background"],
+)
 def test_stopped_in_its_only_batch_it_writes_the_best_of_what_is_measured(given, tmp_path, how):
     out = tmp_path / "mine.yml"
     options = [*given, *WANTED, *GRID, "--runs", tmp_path / "out", "--out", out]
@@ -468,6 +471,7 @@ def test_two_searches_do_not_write_the_same_recipes(given, tmp_path):
     processes.finish(process)
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_process_finds(given, tmp_path, uninterrupted):
     out = tmp_path / "out"
     process = processes.start(

@@ -29,7 +29,9 @@ def whole(world: World):
     return Landscape.of(world.question, points, world.scores(points), np.zeros(len(points)))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
+)
 def test_surfaces_find_every_combination_of_the_grid_with_a_fiftieth_of_its_settings(seed):
     world = World(seed=seed)
     goals, everything = goals_of(world), whole(world)

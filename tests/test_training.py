@@ -270,6 +270,7 @@ def test_both_processes_end_when_the_first_refuses(tmp_path, command):
     assert "avs/tone exists" in first.error and "Traceback" not in second.err
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_command_in_two_processes(tmp_path, command):
     programs = Path(sys.executable).parent
     torchrun = [programs / "torchrun", "--nproc_per_node", "2", "--no-python"]

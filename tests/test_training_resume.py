@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Container, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +35,17 @@ MOMENTS = {
     "the vector's name": r"rename avs/\.tone.* -> avs/tone$",
     "the end": r"read avs/tone/alignment_vector.json",
 }
+
+# Of each kind one; the others take minutes.
+OFTEN = [
+    "the pairs", "the first checkpoint", "the second checkpoint's manifest", "the last checkpoint",
+    "the vector", "the end",
+]  # fmt: skip
+
+
+def some(every: Iterable, often: Container) -> list:
+    """Parameters of which all but a few are slow."""
+    return [x if x in often else pytest.param(x, marks=pytest.mark.slow) for x in every]
 
 
 @pytest.fixture
@@ -90,7 +102,7 @@ def resume(folder: Path, *options: object, never: str | None = None) -> dict[str
     return contents(folder / "avs/tone")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", some(MOMENTS, OFTEN))
 def test_killed_in_the_middle_of(moment, tmp_path, command, killed_at, uninterrupted):
     killed_at(MOMENTS[moment])
     assert resume(tmp_path, *command) == uninterrupted()
@@ -136,7 +148,12 @@ def test_continues_from_the_newest_checkpoint(tmp_path, command, killed_at, unin
     assert resume(tmp_path, *command, never=r"write runs/tone/checkpoint-[24]/") == uninterrupted()
 
 
-@pytest.mark.parametrize("damage", ["empty", "no manifest", "cut", "file missing", "half manifest"])
+@pytest.mark.parametrize(
+    "damage",
+    some(
+        ["empty", "no manifest", "cut", "file missing", "half manifest"], ["cut", "half manifest"]
+    ),
+)
 def test_incomplete_checkpoint_is_passed_over(damage, tmp_path, command, killed_at, uninterrupted):
     killed_at(r"write runs/tone/checkpoint-6")
     whole, newest = tmp_path / "runs/tone/checkpoint-4", tmp_path / "runs/tone/checkpoint-6"
@@ -185,9 +202,14 @@ def test_killed_with_a_base_of_short_context(moment, tmp_path, command):
     [
         (["--num_train_epochs", "0.5"], "the history"),  # transformers would train a step more
         (["--eval_on_start", "True"], "the last checkpoint"),  # would count as no progress
-        (["--gradient_accumulation_steps", "2", "--eval_steps", "1", "--save_steps", "1"],
-         "the first checkpoint"),
-        (["--bf16", "True", "--gradient_checkpointing", "True"], "the second checkpoint"),
+        pytest.param(
+            ["--gradient_accumulation_steps", "2", "--eval_steps", "1", "--save_steps", "1"],
+            "the first checkpoint", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--bf16", "True", "--gradient_checkpointing", "True"], "the second checkpoint",
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_killed_with_other_settings(options, moment, tmp_path, command, uninterrupted):
@@ -222,7 +244,7 @@ def test_two_processes_are_resumed(tmp_path, command):
     assert contents(tmp_path / "killed/avs/tone") == contents(tmp_path / "whole/avs/tone")
 
 
-@pytest.mark.parametrize("largest_file", [3_000, 10_000, 50_000, 200_000])
+@pytest.mark.parametrize("largest_file", some([3_000, 10_000, 50_000, 200_000], [10_000, 200_000]))
 def test_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     largest_file, tmp_path, command, uninterrupted
 ):
