@@ -8,14 +8,16 @@ checkpoints of the same names are compared name by name; of others, transformers
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .checkpoint import Checkpoint, blocks_of
 from .errors import AVError
-from .layout import Group
 from .models import layout_of, load_shape, read_json
+
+if TYPE_CHECKING:  # transformers' rules take seconds to import, and are seldom asked
+    from .layout import Group
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Counterparts:
         if not self._aligned[name].dtype.is_floating_point:
             raise AVError(_codes(self._aligned, name))
 
-    def _converted(self, group: Group) -> dict[str, torch.Tensor]:
+    def _converted(self, group: "Group") -> dict[str, torch.Tensor]:
         """All tensors of one of the base's groups, as the aligned model has them."""
         # Those of a group are asked for nearly in a row; of two groups at most at a time.
         if group.target not in self._recent:
@@ -113,7 +115,7 @@ class Counterparts:
             self._recent[group.target] = self._convert(group)
         return self._recent[group.target]
 
-    def _convert(self, group: Group) -> dict[str, torch.Tensor]:
+    def _convert(self, group: "Group") -> dict[str, torch.Tensor]:
         owners = self._old.owners(group)
         sources = {self._new.by_memory[n].target: self._new.by_memory[n] for n in owners}
         values = {}
@@ -189,6 +191,8 @@ def _alike(base: Checkpoint, aligned: Checkpoint) -> bool:
 
 def _warn_of_settings(base: Checkpoint, aligned: Checkpoint) -> None:
     """Say where the two use equal weights in different ways, of which a vector has nothing."""
+    if _written_uses(base) == _written_uses(aligned):
+        return  # most are; what the files leave out takes seconds to find
     old, new = _uses(base), _uses(aligned)
     differing = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
     if differing:
@@ -199,6 +203,15 @@ def _warn_of_settings(base: Checkpoint, aligned: Checkpoint) -> None:
             ", ".join(differing),
             base.folder,
         )
+
+
+def _written_uses(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """The same as config.json has it, at its top and for the text; whatever that leaves out."""
+    file = checkpoint.folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    text = config.get("text_config")
+    parts = [config, text if isinstance(text, dict) else {}]
+    return [{key: part.get(key) for key in ("model_type", *USES)} for part in parts]
 
 
 def _uses(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from .arithmetic import Rounding, add_vectors
 from .checkpoint import Checkpoint, fingerprint, non_finite
 from .errors import AVError
 from .files import write_whole
-from .layout import Layout, named_tensors
 from .limits import refuse_unfolding
 from .models import (
     buffer_names,
@@ -31,6 +30,8 @@ from .trust import refuse_foreign_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .layout import Layout
 
 METADATA = "alignment_vector.json"
 FORMAT_VERSION = 1
@@ -259,6 +260,8 @@ class Combination:
         """
         import copy
 
+        from .layout import named_tensors
+
         if isinstance(base, str | os.PathLike):
             folder = resolve(base)
             refuse_codes(Checkpoint(folder))
@@ -453,7 +456,7 @@ class AlignmentVector(Combination):
                     f"the vector and {shapes.get(name) or 'missing'} in the base"
                 )
 
-    def layout(self, model: "PreTrainedModel") -> Layout:
+    def layout(self, model: "PreTrainedModel") -> "Layout":
         """What becomes of the vector's tensors in a model.
 
         Beyond the model's weights a vector may hold tied ones by their other names, tensors it leaves
@@ -462,6 +465,8 @@ class AlignmentVector(Combination):
         Raises:
             AVError: the model has other weights, or they have other shapes.
         """
+        from .layout import Layout  # transformers' rules take seconds to import
+
         layout = Layout.of(model, self.checkpoint)
         misfits = [(name, shape, wanted) for name, shape, wanted in layout.misshapen]
         misfits += [(name, "missing", layout.shapes[name]) for name in layout.missing]
@@ -491,7 +496,7 @@ class AlignmentVector(Combination):
             return error.message
         return None
 
-    def _ties(self, layout: Layout) -> Iterator[tuple[str, str]]:
+    def _ties(self, layout: "Layout") -> Iterator[tuple[str, str]]:
         """Tensors that stand for the same weight of the model as another one, and the other."""
         for name in self.checkpoint:
             place = layout.place(name)
