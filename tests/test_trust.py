@@ -333,8 +333,8 @@ def test_a_tokenizer_is_loaded_as_nothing_else(base, tmp_path, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"auto_mapping": {"parent_library": "strange.library"}}, "names code to import"),
-        ({"megatron_core": "strange.library", "megatron_config": {}}, "names code to import"),
+        ({"auto_mapping": {"parent_library": "strange.module"}}, "names code to import"),
+        ({"megatron_core": "strange.module", "megatron_config": {}}, "names code to import"),
         ({"megatron_config": {"x": 1}}, "has `megatron_config`"),
         (
             {"peft_type": "PROMPT_TUNING", "tokenizer_kwargs": {"trust_remote_code": True}},
