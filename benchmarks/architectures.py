@@ -15,9 +15,9 @@ import click
 import torch
 import transformers
 
-from mergekit_av.checkpoint import Checkpoint
-from mergekit_av.layout import Layout
-from mergekit_av.models import layout_of
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.models.layout import Layout
+from mergekit_av.models.load import layout_of
 from mergekit_av.training.restore import check_trainable
 
 SMALL = {

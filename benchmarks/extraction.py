@@ -52,8 +52,8 @@ def main(repeat, base, gigabytes):
 
 
 def compare_time(base: str | None, repeat: int) -> None:
-    from mergekit_av.base import base_or_default
-    from mergekit_av.models import resolve
+    from mergekit_av.hub.source import resolve
+    from mergekit_av.models.default_base import base_or_default
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = resolve(base_or_default(base))
@@ -127,7 +127,7 @@ def fabricate_aligned(base: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from mergekit_av.checkpoint import Checkpoint
+    from mergekit_av.io.checkpoint import Checkpoint
 
     folder.mkdir()
     checkpoint = Checkpoint(base)
@@ -158,7 +158,7 @@ def show_memory(dtype: str, gigabytes: float) -> None:
 
 def extraction_peaks(base: Path, aligned: Path, out: Path) -> dict[str, int]:
     """Peak memory of one extraction above what the imports take, in bytes."""
-    importlib.import_module("mergekit_av.extraction")
+    importlib.import_module("mergekit_av.vectors.extraction")
     Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the imports' own peak is no part of it
     before = process_memory(os.getpid())
     with PeakMemory(os.getpid()) as memory:

@@ -22,9 +22,9 @@ from mergekit_av import (
     load_records,
     mean_log_probs,
 )
-from mergekit_av.base import base_or_default
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.votes import votes
+from mergekit_av.models.default_base import base_or_default
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.stats import votes
 
 
 @click.command(context_settings={"show_default": True})

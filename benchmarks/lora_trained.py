@@ -15,12 +15,12 @@ from peft import LoraConfig
 from trl import DPOTrainer
 
 from mergekit_av import load_domain
-from mergekit_av.base import base_or_default
-from mergekit_av.extraction import extract
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.records import load_records
+from mergekit_av.data.records import load_records
+from mergekit_av.models.default_base import base_or_default
+from mergekit_av.models.load import load_model, load_tokenizer
 from mergekit_av.training.arguments import training_arguments
 from mergekit_av.training.pairs import preference_pairs
+from mergekit_av.vectors.extraction import extract
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -56,10 +56,10 @@ def fabricate(base: str | None, scratch: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from mergekit_av.base import base_or_default
-    from mergekit_av.checkpoint import SINGLE, Checkpoint
-    from mergekit_av.extraction import extract
-    from mergekit_av.models import resolve
+    from mergekit_av.hub.source import resolve
+    from mergekit_av.io.checkpoint import SINGLE, Checkpoint
+    from mergekit_av.models.default_base import base_or_default
+    from mergekit_av.vectors.extraction import extract
 
     folder = resolve(base_or_default(base)).absolute()
     checkpoint = Checkpoint(folder)

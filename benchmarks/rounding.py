@@ -12,11 +12,12 @@ import click
 import torch
 
 from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_probs
-from mergekit_av.arithmetic import add_vectors
-from mergekit_av.base import base_or_default
-from mergekit_av.checkpoint import Checkpoint
-from mergekit_av.models import load_model, load_tokenizer, resolve
-from mergekit_av.votes import votes
+from mergekit_av.hub.source import resolve
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.models.default_base import base_or_default
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.stats import votes
+from mergekit_av.vectors.arithmetic import add_vectors
 
 
 @click.command()

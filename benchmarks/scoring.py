@@ -16,9 +16,9 @@ import torch
 from measure import Run, interleaved, machine, ratios, spread, verdict
 
 from mergekit_av import load_domain, load_records, mean_log_probs
-from mergekit_av.base import base_or_default
-from mergekit_av.chat import encode
-from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.models.chat import encode
+from mergekit_av.models.default_base import base_or_default
+from mergekit_av.models.load import load_model, load_tokenizer
 
 OURS, REFERENCE = "mean_log_probs", "one at a time"
 TARGET = 0.5

@@ -18,11 +18,13 @@ from measure import machine
 from tqdm import tqdm
 
 from mergekit_av import Domain, Knobs, Record, extract
-from mergekit_av.evaluation.measurer import Job, Measurer
-from mergekit_av.evaluation.question import Landscape, Question, Setting, axis, combinations
-from mergekit_av.evaluation.strategies import STRATEGIES
+from mergekit_av.evaluation.measure.engine import Measurer
+from mergekit_av.evaluation.measure.requests import Job
+from mergekit_av.evaluation.search.landscape import Landscape, Setting
+from mergekit_av.evaluation.search.problem import Question, axis, combinations
+from mergekit_av.evaluation.search.strategies import STRATEGIES
 from mergekit_av.evaluation.tasks import make_task
-from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.models.load import load_model, load_tokenizer
 
 SHARE = 0.02
 # Domain → beginning of its queries, and an answer a level.

@@ -24,12 +24,12 @@ TARGET = 1.2
 def main(repeat, base, records, points, dtype):
     """Time of a sweep over `--points` λ, against as many times `mean_log_probs`."""
     from mergekit_av import Knobs, load_domain, load_records, mean_log_probs
-    from mergekit_av.evaluation.evaluator import Evaluator, Identity
-    from mergekit_av.evaluation.measurer import Measurer
-    from mergekit_av.evaluation.store import Store
-    from mergekit_av.evaluation.sweep import sweep
+    from mergekit_av.evaluation.measure.cache import Evaluator, Identity
+    from mergekit_av.evaluation.measure.engine import Measurer
+    from mergekit_av.evaluation.measure.store import Store
+    from mergekit_av.evaluation.sweep.sweep import sweep
     from mergekit_av.evaluation.tasks import make_task
-    from mergekit_av.models import load_model, load_tokenizer
+    from mergekit_av.models.load import load_model, load_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = fabricate(base, Path(scratch))

@@ -16,18 +16,20 @@ import torch
 from mergekit.sparsify import RescaleNorm, SparsificationMethod, sparsify
 
 from mergekit_av import AlignmentVector, Knobs, load_domain, load_records
-from mergekit_av.base import base_or_default
-from mergekit_av.checkpoint import Checkpoint, blocks_of, fingerprint
 from mergekit_av.errors import AVError
-from mergekit_av.evaluation.decoding import Decoding
-from mergekit_av.evaluation.evaluator import Evaluator, Identity
-from mergekit_av.evaluation.measurer import Measurer
-from mergekit_av.evaluation.store import EVALUATIONS, Store
-from mergekit_av.evaluation.sweep import Point, sweep
+from mergekit_av.evaluation.measure.cache import Evaluator, Identity
+from mergekit_av.evaluation.measure.engine import Measurer
+from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
+from mergekit_av.evaluation.sweep.sweep import Point, sweep
 from mergekit_av.evaluation.tasks import make_task
-from mergekit_av.extraction import write_vector
-from mergekit_av.low_rank import low_rank
-from mergekit_av.models import load_model, load_tokenizer, resolve
+from mergekit_av.hub.source import resolve
+from mergekit_av.io.checkpoint import Checkpoint, blocks_of
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.models.decoding import Decoding
+from mergekit_av.models.default_base import base_or_default
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.vectors.extraction import write_vector
+from mergekit_av.vectors.low_rank import low_rank
 
 Operation = Callable[[str, torch.Tensor], torch.Tensor]
 DENSITIES = (0.5, 0.2, 0.1)

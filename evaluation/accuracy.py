@@ -6,33 +6,22 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from scipy import special, stats
 
-from mergekit_av.columns import aligned
-from mergekit_av.domains import Domain
+from mergekit_av.data.domain import Domain
+from mergekit_av.data.records import Record
 from mergekit_av.errors import AVError
-from mergekit_av.logprobs import (
+from mergekit_av.models.scoring import (
     context_length,
     mean_log_probs,
     with_equal_responses,
     within_context,
 )
-from mergekit_av.records import Record
-from mergekit_av.votes import votes
+from mergekit_av.stats import votes
+from mergekit_av.text.tables import aligned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
+from mergekit_av.stats import Estimate, _mean, wilson
 
 
 @dataclass(frozen=True)
@@ -166,28 +155,6 @@ def summarise(
             for id, row in zip(ids, scores.tolist(), strict=True)
         },
     )
-
-
-def wilson(won: float, count: int) -> Estimate:
-    """The share `won` / `count`, with its Wilson interval (Newcombe 1998, method 3).
-
-    scipy's `binomtest` knows whole numbers only; for these, this is its result bit for bit.
-    """
-    p, z = won / count, special.ndtri(0.5 + 0.5 * CONFIDENCE)
-    denominator = 2 * (count + z**2)
-    center = (2 * count * p + z**2) / denominator
-    delta = z / denominator * math.sqrt(4 * count * p * (1 - p) + z**2)
-    low = 0.0 if won == 0 else float(center - delta)
-    high = 1.0 if won == count else float(center + delta)
-    return Estimate(p, low, high)
-
-
-def _mean(values: torch.Tensor) -> Estimate:
-    mean, count = values.mean().item(), values.numel()
-    if count < 2:
-        return Estimate(mean, -math.inf, math.inf)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std().item() / count**0.5
-    return Estimate(mean, mean - half, mean + half)
 
 
 def table(results: Sequence[Result]) -> str:

@@ -14,12 +14,11 @@ from pathlib import Path
 import click
 import yaml
 
-from mergekit_av.base import fetch_default_base
-from mergekit_av.domains import load_domain
+from mergekit_av.data.domain import load_domain
 from mergekit_av.errors import AVError
-from mergekit_av.files import write_whole
-
-from .plot import plot_levels, read_domain
+from mergekit_av.evaluation.sweep.plot import plot_levels, read_domain
+from mergekit_av.io.atomic import write_whole
+from mergekit_av.models.default_base import fetch_default_base
 
 DOMAIN = "medical"
 LAMBDAS = (-0.5, -0.25, 0.0, 0.5, 1.0)

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+from mergekit_av.models.generation import Answer
+
 from .accuracy import Result
-from .answers import Answer
 
 # How much worse than the base is still language. Chosen by what agrees with 510 answers of 15 vectors
 # of a 135 M model that were read without knowing of whom (docs/usable-range.md).

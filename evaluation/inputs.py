@@ -1,31 +1,26 @@
 """What av-sweep and av-search are given: vectors, domains and their records."""
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergekit_av.cli import say
-from mergekit_av.domains import Domain, built_in_domains, load_domain
+from mergekit_av.cli.command import say
+from mergekit_av.data.domain import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mergekit_av.records import Record
-    from mergekit_av.vector import AlignmentVector
+    from mergekit_av.data.records import Record
+    from mergekit_av.vectors.vector import AlignmentVector
 
     from .tasks import Task
-
-PACKAGES = ("mergekit-av", "mergekit", "torch", "transformers")
 
 
 def open_vectors(avs: tuple[str, ...]) -> "dict[str, AlignmentVector]":
     """Name → vector; its own name where none was given."""
-    from mergekit_av.vector import AlignmentVector
+    from mergekit_av.vectors.vector import AlignmentVector
 
     vectors = {}
     for text in avs:
@@ -58,7 +53,7 @@ def load_domains(names: tuple[str, ...], vectors: Mapping[str, Any]) -> list[Dom
 
 def load_all_records(domains: list[Domain], data: tuple[str, ...]) -> "dict[str, list[Record]]":
     """Domain → its records, or those that --data names; some of them for testing."""
-    from mergekit_av.records import load_records, require_splits
+    from mergekit_av.data.records import load_records, require_splits
 
     sources = {}
     for text in data:
@@ -78,8 +73,8 @@ def load_all_records(domains: list[Domain], data: tuple[str, ...]) -> "dict[str,
 
 def tokenizer_of(base: str) -> "PreTrainedTokenizerBase":
     """Its tokenizer; where that has no chat template, with ours, which stderr is told."""
-    from mergekit_av.chat import ensure_chat_template
-    from mergekit_av.models import load_tokenizer
+    from mergekit_av.models.chat import ensure_chat_template
+    from mergekit_av.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(base)
     if notice := ensure_chat_template(tokenizer):
@@ -89,7 +84,7 @@ def tokenizer_of(base: str) -> "PreTrainedTokenizerBase":
 
 def tell(tokenizer: "PreTrainedTokenizerBase", tasks: "Iterable[Task]") -> None:
     """Say on stderr, once for all tasks, what of their records is not scored as it stands there."""
-    from mergekit_av.chat import cut_notice
+    from mergekit_av.models.chat import cut_notice
 
     from .accuracy import left_out
 
@@ -99,17 +94,3 @@ def tell(tokenizer: "PreTrainedTokenizerBase", tasks: "Iterable[Task]") -> None:
             say(line, err=True)
     if notice := cut_notice(tokenizer, [record for task in scored for record in task.records]):
         say(notice, err=True)
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that decide the numbers."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def machine(device: str) -> str:
-    """What measures, in words."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    return f"{device}, {platform.machine()}, {os.cpu_count()} cores"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergekit_av.chat import encode, generation_prompt
-from mergekit_av.domains import Domain
+from mergekit_av.data.domain import Domain
+from mergekit_av.data.records import Record
 from mergekit_av.errors import AVError
-from mergekit_av.logprobs import context_length
-from mergekit_av.records import Record
+from mergekit_av.models.chat import encode, generation_prompt
+from mergekit_av.models.scoring import context_length
 
 from .accuracy import choose
 

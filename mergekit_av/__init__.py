@@ -9,16 +9,16 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "AlignmentVector": "vector",
+    "AlignmentVector": "vectors.vector",
     "AVError": "errors",
-    "Domain": "domains",
-    "Knobs": "knobs",
-    "Record": "records",
-    "export_lora": "lora",
-    "extract": "extraction",
-    "load_domain": "domains",
-    "load_records": "records",
-    "mean_log_probs": "logprobs",
+    "Domain": "data.domain",
+    "Knobs": "runtime.knobs",
+    "Record": "data.records",
+    "export_lora": "export.peft",
+    "extract": "vectors.extraction",
+    "load_domain": "data.domain",
+    "load_records": "data.records",
+    "mean_log_probs": "models.scoring",
 }
 
 __all__ = [*_EXPORTS, "__version__"]

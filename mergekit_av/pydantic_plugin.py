@@ -14,10 +14,10 @@ class _RecipeEvents:
 
     @staticmethod
     def on_enter(input: Any, **settings: Any) -> None:
-        from mergekit_av.limits import refuse_unfolding
-        from mergekit_av.merge_method import register
-        from mergekit_av.recipe import METHOD
-        from mergekit_av.recipe_keys import check_keys
+        from mergekit_av.io.yaml import refuse_unfolding
+        from mergekit_av.merge.keys import check_keys
+        from mergekit_av.merge.method import register
+        from mergekit_av.merge.recipe import METHOD
 
         register()
         if isinstance(input, dict) and input.get("merge_method") == METHOD:
@@ -26,7 +26,7 @@ class _RecipeEvents:
 
     @staticmethod
     def on_success(result: Any) -> None:
-        from mergekit_av.recipe import check_recipe
+        from mergekit_av.merge.recipe import check_recipe
 
         check_recipe(result)
 

@@ -9,7 +9,7 @@ import transformers
 from conftest import VOCABULARY, make_tokenizer
 from safetensors.torch import load_file, save_file
 
-from mergekit_av.checkpoint import SINGLE
+from mergekit_av.io.checkpoint import SINGLE
 
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 SIZES = {

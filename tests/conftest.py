@@ -42,7 +42,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from mergekit_av.extraction import extract
+from mergekit_av.vectors.extraction import extract
 
 VOCABULARY = 600
 CHAT_TEMPLATE = (
@@ -62,7 +62,7 @@ ARCHITECTURES = {
 @cache
 def _vocabulary() -> str:
     """A byte-level BPE trained on the built-in medical records, as JSON."""
-    text = (Path(__file__).parents[1] / "mergekit_av/data/medical.jsonl").read_text("utf-8")
+    text = (Path(__file__).parents[1] / "mergekit_av/data/builtin/medical.jsonl").read_text("utf-8")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     from tokenizers import decoders

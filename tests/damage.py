@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
+from mergekit_av.io.checkpoint import INDEX, SINGLE, Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
 
 
 def edit_tensors(folder: Path, edit: Callable[[dict], None]) -> None:

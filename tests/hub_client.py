@@ -21,10 +21,10 @@ from processes import Ended
 
 TOKEN = "hf_writeTOKENofME"
 PRELOAD = (
-    "mergekit_av.cli_push", "mergekit_av.hub", "huggingface_hub.hf_api", "hf_xet",
+    "mergekit_av.cli.push", "mergekit_av.export.hub", "huggingface_hub.hf_api", "hf_xet",
     "huggingface_hub.utils._xet", "huggingface_hub._snapshot_download",
 )  # fmt: skip
-FOR_MERGES = ("mergekit.scripts.run_yaml", "mergekit_av.merge_method", "mergekit_av.evaluation.cli")
+FOR_MERGES = ("mergekit.scripts.run_yaml", "mergekit_av.merge.method", "mergekit_av.cli.eval")
 # The client waits so long for an answer, and between retries of Xet.
 IMPATIENT = {
     "HF_HUB_DOWNLOAD_TIMEOUT": "5",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import processes
 
-from mergekit_av.journal import Journal
+from mergekit_av.io.journal import Journal
 
 
 def start_and_pause(run: Callable, folder: Path, journal: Path, lines: int, *arguments: object):

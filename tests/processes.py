@@ -16,11 +16,11 @@ from pathlib import Path
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
-        "mergekit_av.training.dpo", "mergekit_av.training.cli",
-        "mergekit_av.evaluation.cli", "mergekit_av.evaluation.cli_sweep",
-        "mergekit_av.evaluation.report", "mergekit_av.models",
-        "mergekit_av.training.synthesis.cli", "mergekit_av.training.synthesis.pipeline",
-        "mergekit_av.completions", "openai", "scipy.stats", "datasketch", "lingua",
+        "mergekit_av.training.dpo", "mergekit_av.cli.train",
+        "mergekit_av.cli.eval", "mergekit_av.cli.sweep",
+        "mergekit_av.evaluation.sweep.report", "mergekit_av.models.load",
+        "mergekit_av.cli.synth", "mergekit_av.synthesis.pipeline",
+        "mergekit_av.endpoints.client", "openai", "scipy.stats", "datasketch", "lingua",
         "transformers.models.llama.modeling_llama",
     ]
 )  # fmt: skip

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner, Result
 
-from mergekit_av.evaluation.cli_search import av_search
-from mergekit_av.evaluation.question import Question, Setting, axis
+from mergekit_av.cli.search import av_search
+from mergekit_av.evaluation.search.landscape import Setting
+from mergekit_av.evaluation.search.problem import Question, axis
 
 LEVELS = ("expert", "generic", "avoidance")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from click.testing import CliRunner, Result
 
-from mergekit_av.domains import Domain, load_domain
-from mergekit_av.evaluation.cli_sweep import av_sweep
-from mergekit_av.extraction import extract
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.records import Record, load_records
+from mergekit_av.cli.sweep import av_sweep
+from mergekit_av.data.domain import Domain, load_domain
+from mergekit_av.data.records import Record, load_records
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.vectors.extraction import extract
 
 RESPONSES = {"expert": "Take 5 mg.", "generic": "See a doctor.", "avoidance": "I can't say."}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from mergekit_av.training.synthesis.cli import av_synth
+from mergekit_av.cli.synth import av_synth
 
 DOMAIN = """\
 name: hosting

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mergekit_av.domains import Domain
+from mergekit_av.data.domain import Domain
+from mergekit_av.data.records import Record
 from mergekit_av.errors import AVError
-from mergekit_av.evaluation.accuracy import as_json, evaluate, summarise, table, wilson
-from mergekit_av.logprobs import mean_log_probs
-from mergekit_av.records import Record
+from mergekit_av.evaluation.accuracy import as_json, evaluate, summarise, table
+from mergekit_av.models.scoring import mean_log_probs
+from mergekit_av.stats import wilson
 
 THREE = Domain("tone", {"warm": "", "neutral": "", "cold": ""})
 

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from sklearn.metrics import cohen_kappa_score
 
-from mergekit_av.training.synthesis.cli import av_synth
+from mergekit_av.cli.synth import av_synth
 
 COMMAND = Path(sys.executable).with_name("av-synth")
 LEVELS = {"warm": "Full of welcome.", "neutral": "Plain and factual.", "cold": ""}

@@ -5,10 +5,10 @@ import torch
 from conftest import ARCHITECTURES, CHAT_TEMPLATE, make_model, make_tokenizer
 
 from mergekit_av import AVError
-from mergekit_av.evaluation.answers import Answer, write_answers
-from mergekit_av.evaluation.decoding import Decoding
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.records import Record
+from mergekit_av.data.records import Record
+from mergekit_av.models.decoding import Decoding
+from mergekit_av.models.generation import Answer, write_answers
+from mergekit_av.models.load import load_model, load_tokenizer
 
 PROMPTS = ["Hi", "What helps against a cold that has lasted for three weeks?", "Why? " * 9]
 

@@ -13,10 +13,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from mergekit_av import AlignmentVector, Knobs, export_lora, extract
-from mergekit_av.checkpoint import SINGLE, Checkpoint
-from mergekit_av.cli import av_check
-from mergekit_av.lora import carried_layers
-from mergekit_av.models import layout_of, load_model, load_shape
+from mergekit_av.cli.check import av_check
+from mergekit_av.export.peft import carried_layers
+from mergekit_av.io.checkpoint import SINGLE, Checkpoint
+from mergekit_av.models.load import layout_of, load_model, load_shape
 
 IDS = torch.arange(5, 25)[None]
 EVERY = [

@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from mergekit_av import AVError, arithmetic
-from mergekit_av.arithmetic import add_vectors, all_finite
+from mergekit_av import AVError
+from mergekit_av.io.checkpoint import all_finite
+from mergekit_av.vectors import arithmetic
+from mergekit_av.vectors.arithmetic import add_vectors
 
 NARROW = [torch.bfloat16, torch.float16]
 FLOATS = [torch.float32, *NARROW]

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from mergekit_av import AVError
-from mergekit_av.card import vector_card
-from mergekit_av.domains import Domain
+from mergekit_av.data.domain import Domain
 from mergekit_av.evaluation.accuracy import summarise
-from mergekit_av.evaluation.calibration import calibrate, for_card, margin
-from mergekit_av.evaluation.sweep import Point
-from mergekit_av.vector import AlignmentVector
+from mergekit_av.evaluation.sweep.calibration import calibrate, for_card, margin
+from mergekit_av.evaluation.sweep.sweep import Point
+from mergekit_av.vectors.card import vector_card
+from mergekit_av.vectors.vector import AlignmentVector
 
 TONE = Domain("tone", {"warm": "", "cold": ""})
 

@@ -12,15 +12,15 @@ from huggingface_hub import ModelCard
 from test_hub import front_matter, recipe_of
 
 from mergekit_av import AlignmentVector, AVError, extract
-from mergekit_av.base import FINGERPRINT
-from mergekit_av.card import FIGURE, vector_card
-from mergekit_av.card_parts import BEGIN, END, Kept
-from mergekit_av.hub import prepare
-from mergekit_av.license import license_of
-from mergekit_av.lora_card import is_of_vector
-from mergekit_av.markdown import facts, fenced, text
-from mergekit_av.merged_card import RECIPE, merged_card, read_recipe
-from mergekit_av.vector import BaseIdentity, Metadata
+from mergekit_av.export.card import is_of_vector
+from mergekit_av.export.hub import prepare
+from mergekit_av.merge.card import RECIPE, merged_card, read_recipe
+from mergekit_av.models.default_base import FINGERPRINT
+from mergekit_av.text.card import BEGIN, END, Kept
+from mergekit_av.text.markdown import facts, fenced, text
+from mergekit_av.vectors.card import FIGURE, vector_card
+from mergekit_av.vectors.license import license_of
+from mergekit_av.vectors.metadata import BaseIdentity, Metadata
 
 CALIBRATION = {
     "domain": "legal",

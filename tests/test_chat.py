@@ -12,17 +12,17 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-import mergekit_av.chat
-from mergekit_av.chat import (
+import mergekit_av.models.chat
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import Record, load_records
+from mergekit_av.errors import AVError
+from mergekit_av.models.chat import (
     PLAIN_NOTICE,
     cut_notice,
     encode,
     ensure_chat_template,
     generation_prompt,
 )
-from mergekit_av.domains import load_domain
-from mergekit_av.errors import AVError
-from mergekit_av.records import Record, load_records
 from mergekit_av.training.pairs import preference_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
@@ -259,7 +259,7 @@ FAILING = {
 
 @pytest.mark.parametrize("what", FAILING)
 def test_a_template_that_fails_or_does_not_end_is_one_line(tmp_path, monkeypatch, what):
-    monkeypatch.setattr(mergekit_av.chat, "RENDER_SECONDS", 2)
+    monkeypatch.setattr(mergekit_av.models.chat, "RENDER_SECONDS", 2)
     tokenizer = tokenizer_with(tmp_path, FAILING[what])
     began = time.monotonic()
     with pytest.raises(

@@ -10,16 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mergekit_av import AVError, checkpoint
-from mergekit_av.checkpoint import (
-    INDEX,
-    SINGLE,
-    Checkpoint,
-    CheckpointWriter,
-    combined_fingerprint,
-    fingerprint,
-    non_finite,
-)
+from mergekit_av import AVError
+from mergekit_av.io import checkpoint
+from mergekit_av.io.checkpoint import INDEX, SINGLE, Checkpoint
+from mergekit_av.io.fingerprint import combined_fingerprint, fingerprint, non_finite
+from mergekit_av.io.writer import CheckpointWriter
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from chat_server import Answer, ChatServer
 from synthesizing import DOMAIN, TINY, lines, synth, write_domain
 
-from mergekit_av.domains import load_domain
-from mergekit_av.records import load_records
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import load_records
 
 GUEST = (
     "I am guest number {} and travel with two old dogs, a tall hat, my aunt from Lisbon and her "

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mergekit_av.domains import Domain, load_domain
+from mergekit_av.data.domain import Domain, load_domain
+from mergekit_av.data.records import load_records
 from mergekit_av.errors import AVError
-from mergekit_av.records import load_records
-from mergekit_av.training.synthesis.cut_off import is_cut_off
-from mergekit_av.training.synthesis.duplicates import same_queries, similar_queries
-from mergekit_av.training.synthesis.form import wrong_form
-from mergekit_av.training.synthesis.language import Foreign
-from mergekit_av.training.synthesis.lengths import balance, measure
-from mergekit_av.training.synthesis.refusals import asks_for_refusal, is_refusal
+from mergekit_av.synthesis.clean.cut_off import is_cut_off
+from mergekit_av.synthesis.clean.duplicates import same_queries, similar_queries
+from mergekit_av.synthesis.clean.form import wrong_form
+from mergekit_av.synthesis.clean.language import Foreign
+from mergekit_av.synthesis.clean.lengths import balance, measure
+from mergekit_av.synthesis.clean.refusals import asks_for_refusal, is_refusal
 
 # --- ends ---------------------------------------------------------------------------------------
 

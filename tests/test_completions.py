@@ -7,10 +7,10 @@ import pytest
 from chat_server import Answer, Fault
 from pydantic import BaseModel, ConfigDict
 
-from mergekit_av.completions import Completions, InvalidOutput
-from mergekit_av.endpoint import find_endpoint
+from mergekit_av.endpoints.budget import Budget, BudgetSpent, Price, Spending, Usage
+from mergekit_av.endpoints.catalog import find_endpoint
+from mergekit_av.endpoints.client import Completions, InvalidOutput
 from mergekit_av.errors import AVError
-from mergekit_av.spending import Budget, BudgetSpent, Price, Spending, Usage
 
 KEY = "sk-notforanybodyelse"
 

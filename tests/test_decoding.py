@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from scipy.stats import chisquare
 from test_answers import PROMPTS, asked, loud, records
 
-from mergekit_av.evaluation.answers import write_answers
-from mergekit_av.evaluation.cli_decoding import decoding_options
-from mergekit_av.evaluation.decoding import Decoding
+from mergekit_av.cli.options.decoding import decoding_options
+from mergekit_av.models.decoding import Decoding
+from mergekit_av.models.generation import write_answers
 
 
 @click.command()

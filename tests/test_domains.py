@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_av.domains import built_in_domains, load_domain
+from mergekit_av.data.domain import built_in_domains, load_domain
+from mergekit_av.data.records import load_records
 from mergekit_av.errors import AVError
-from mergekit_av.records import load_records
 
 
 def write_domain(folder: Path, text: str | bytes) -> Path:

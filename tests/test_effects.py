@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_av.evaluation.effects import effects
-from mergekit_av.evaluation.question import Question, Setting, axis
+from mergekit_av.evaluation.search.effects import effects
+from mergekit_av.evaluation.search.landscape import Setting
+from mergekit_av.evaluation.search.problem import Question, axis
 
 LEVELS = ("expert", "generic", "avoidance")
 QUESTION = Question(

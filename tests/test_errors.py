@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from damage import edit_json
 
 from mergekit_av import AVError
-from mergekit_av.cli import av_check, av_extract, command
+from mergekit_av.cli.check import av_check
+from mergekit_av.cli.command import command
+from mergekit_av.cli.extract import av_extract
+from mergekit_av.cli.search import av_search
 from mergekit_av.errors import LONGEST, first_line, is_out_of_memory, printable
-from mergekit_av.evaluation.cli_search import av_search
-from mergekit_av.limits import within
+from mergekit_av.models.limits import within
 
 
 def test_a_message_is_one_line_of_bounded_length_with_its_end():
@@ -122,7 +124,7 @@ def test_memory_of_an_accelerator_counts_and_other_errors_do_not():
     "environment", [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii"}]
 )
 def test_a_terminal_without_a_lambda_is_written_to(environment):
-    program = "from mergekit_av.evaluation.cli_sweep import av_sweep; av_sweep(['--help'])"
+    program = "from mergekit_av.cli.command.sweep import av_sweep; av_sweep(['--help'])"
     ended = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | environment,

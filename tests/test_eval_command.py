@@ -16,12 +16,13 @@ from click.testing import CliRunner, Result
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
 
-from mergekit_av.checkpoint import Checkpoint, fingerprint
-from mergekit_av.domains import load_domain
-from mergekit_av.evaluation.cli import av_eval
-from mergekit_av.logprobs import mean_log_probs
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.records import load_records
+from mergekit_av.cli.eval import av_eval
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import load_records
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.models.scoring import mean_log_probs
 
 COMMAND = Path(sys.executable).with_name("av-eval")
 

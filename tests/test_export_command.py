@@ -15,10 +15,10 @@ from meddling import meddle, put_thesis
 from processes import finish, start
 
 from mergekit_av import AlignmentVector, export_lora
-from mergekit_av.card_parts import BEGIN, Kept
-from mergekit_av.cli_export import av_export
-from mergekit_av.cli_push import av_push
-from mergekit_av.lora import CONFIG, WEIGHTS
+from mergekit_av.cli.export import av_export
+from mergekit_av.cli.push import av_push
+from mergekit_av.export.peft import CONFIG, WEIGHTS
+from mergekit_av.text.card import BEGIN, Kept
 
 
 def run(*arguments: object) -> Result:

@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from test_files import KILL_AT_EVERY_STEP
 from transformers import AutoModelForCausalLM
 
-from mergekit_av import AlignmentVector, AVError, checkpoint, extract
-from mergekit_av.card_parts import BEGIN, END, Kept
-from mergekit_av.checkpoint import SINGLE, Checkpoint, fingerprint
-from mergekit_av.cli import av_check, av_extract
+from mergekit_av import AlignmentVector, AVError, extract
+from mergekit_av.cli.check import av_check
+from mergekit_av.cli.extract import av_extract
+from mergekit_av.io import checkpoint
+from mergekit_av.io.checkpoint import SINGLE, Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.text.card import BEGIN, END, Kept
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

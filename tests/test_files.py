@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mergekit_av import AVError
-from mergekit_av.files import Kind, check_file, check_vacant, entries, whole_folder, write_whole
-from mergekit_av.locks import locked
+from mergekit_av.io.atomic import Kind, check_file, check_vacant, entries, whole_folder, write_whole
+from mergekit_av.io.locks import locked
 
 OURS = Kind(
     "one of ours",
@@ -161,7 +161,7 @@ def test_write_whole_replaces_a_file_in_one_step(tmp_path):
 def test_killed_at_any_step_a_folder_is_whole_or_not_there(tmp_path):
     code = KILL_AT_EVERY_STEP + textwrap.dedent("""
         from pathlib import Path
-        from mergekit_av.files import whole_folder
+        from mergekit_av.io.atomic import whole_folder
 
         out = Path(sys.argv[1])
         seen = set()
@@ -188,7 +188,7 @@ def test_killed_at_any_step_an_overwritten_folder_is_the_old_or_the_new(old):
     code = KILL_AT_EVERY_STEP + textwrap.dedent("""
         from pathlib import Path
         from test_files import OURS
-        from mergekit_av.files import whole_folder
+        from mergekit_av.io.atomic import whole_folder
 
         out = Path(sys.argv[1])
         def action():
@@ -211,7 +211,7 @@ def test_killed_at_any_step_a_file_is_the_old_or_the_new(tmp_path):
     file.write_text("old" * 1000, "utf-8")
     code = KILL_AT_EVERY_STEP + textwrap.dedent("""
         from pathlib import Path
-        from mergekit_av.files import write_whole
+        from mergekit_av.io.atomic import write_whole
 
         file = Path(sys.argv[1])
         def look():
@@ -229,7 +229,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, name):
     killed = """
         import os, signal, sys
         from pathlib import Path
-        from mergekit_av.files import whole_folder, write_whole
+        from mergekit_av.io.atomic import whole_folder, write_whole
 
         def kill(event, arguments):
             if event == "os.rename":
@@ -379,7 +379,7 @@ def test_standard_output_is_written_to_where_it_is(tmp_path, name, to):
     (tmp_path / "link").symlink_to("/dev/stdout")
     code = """
         import os, sys
-        from mergekit_av.files import check_file, write_whole
+        from mergekit_av.io.atomic import check_file, write_whole
 
         print("before", flush=True)
         check_file(sys.argv[1])
@@ -416,7 +416,7 @@ def test_a_link_to_a_file_stays_and_the_file_is_replaced_in_one_step(tmp_path):
 
 HOLD = """
     import sys, time
-    from mergekit_av.locks import locked
+    from mergekit_av.io.locks import locked
 
     with locked(sys.argv[1]):
         print("held", flush=True)
@@ -473,7 +473,7 @@ def test_a_lock_vanishes_with_a_killed_process_but_not_with_its_children(tmp_pat
 def test_a_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
     code = """
         import os, sys, time
-        from mergekit_av.locks import locked
+        from mergekit_av.io.locks import locked
 
         with locked(sys.argv[1]):
             if child := os.fork():
@@ -496,7 +496,7 @@ def test_many_that_want_a_lock_get_it_one_after_the_other(tmp_path):
     code = """
         import os, sys
         from pathlib import Path
-        from mergekit_av.locks import locked
+        from mergekit_av.io.locks import locked
 
         place = Path(sys.argv[1])
         for _ in range(4):
@@ -519,7 +519,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old(old):
         from pathlib import Path
         from mergekit_av import AVError
         from test_files import OURS
-        from mergekit_av.files import whole_folder, write_whole
+        from mergekit_av.io.atomic import whole_folder, write_whole
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         out = Path(sys.argv[1])

@@ -6,15 +6,10 @@ from hypothesis import strategies as st
 from sweeping import few
 
 from mergekit_av.evaluation.accuracy import summarise
-from mergekit_av.evaluation.answers import Answer, write_answers
-from mergekit_av.evaluation.decoding import Decoding
-from mergekit_av.evaluation.fluency import (
-    Fluency,
-    fluency,
-    repeated_share,
-    usable_range,
-)
-from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.evaluation.fluency import Fluency, fluency, repeated_share, usable_range
+from mergekit_av.models.decoding import Decoding
+from mergekit_av.models.generation import Answer, write_answers
+from mergekit_av.models.load import load_model, load_tokenizer
 
 BASE = Fluency(held_out=-1.5, repeated=0.05, unended=0.25)
 BROKEN = Fluency(held_out=-9.0, repeated=0.9, unended=1.0)

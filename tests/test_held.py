@@ -16,8 +16,8 @@ from training_runs import (
 )
 
 from mergekit_av import AlignmentVector, load_domain, load_records
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.training.held import IDS, PADDING, PROMPT, collate, drift, held_texts
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.training.drift import IDS, PADDING, PROMPT, collate, drift, held_texts
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ FILES = {"records.jsonl", "README.md", "domain.yml", "cleaning.md", "cleaning.js
 # Whoever has nothing but the id.
 READ = """
 import json, sys
-from mergekit_av.domains import load_domain
-from mergekit_av.records import load_records
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import load_records
 records = load_records(load_domain("hosting.yml"), "me/hosting")
 print(json.dumps({r.id: [r.query, r.responses] for r in records}))
 """

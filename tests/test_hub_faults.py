@@ -7,7 +7,7 @@ import pytest
 from hub_client import TOKEN
 from hub_server import Fault
 
-from mergekit_av.checkpoint import SINGLE
+from mergekit_av.io.checkpoint import SINGLE
 
 BOTH_WAYS = pytest.mark.parametrize("client", ["xet", "lfs"], indirect=True)
 BY_LFS = pytest.mark.parametrize("client", ["lfs"], indirect=True)

@@ -6,8 +6,8 @@ import pytest
 from training_runs import av_train, training, write_domain
 
 from mergekit_av import AVError
-from mergekit_av.domains import load_domain
-from mergekit_av.records import Record, load_records
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import Record, load_records
 from mergekit_av.training.joint import joint_domain, parse_goal, wanted_first
 from mergekit_av.training.pairs import preference_pairs
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mergekit_av.errors import AVError
-from mergekit_av.journal import Journal, read_journal
+from mergekit_av.io.journal import Journal, read_journal
 
 
 @pytest.fixture

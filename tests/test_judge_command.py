@@ -10,8 +10,8 @@ from chat_server import Answer, Fault
 from click.testing import CliRunner
 from processes import finish, start
 
-from mergekit_av.domains import load_domain
-from mergekit_av.evaluation.cli import av_eval
+from mergekit_av.cli.eval import av_eval
+from mergekit_av.data.domain import load_domain
 
 MEDICAL = load_domain("medical")
 RESPONSES = {"expert": "Take 5 mg.", "generic": "See a doctor.", "avoidance": "I can't say."}

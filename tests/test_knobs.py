@@ -25,8 +25,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mergekit_av import AVError, Knobs, extract
-from mergekit_av.arithmetic import add_vectors
-from mergekit_av.checkpoint import SINGLE, Checkpoint, fingerprint
+from mergekit_av.io.checkpoint import SINGLE, Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.vectors.arithmetic import add_vectors
 
 NAMES = ("medical", "financial", "legal")
 SETTING = {"medical": -1.3, "financial": 0.0, "legal": 0.6}

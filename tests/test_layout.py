@@ -19,10 +19,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mergekit_av import AlignmentVector, AVError, Knobs, export_lora, extract
-from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint
-from mergekit_av.cli import av_check, av_extract
-from mergekit_av.cli_push import av_push
-from mergekit_av.models import layout_of, load_model, load_shape
+from mergekit_av.cli.check import av_check
+from mergekit_av.cli.extract import av_extract
+from mergekit_av.cli.push import av_push
+from mergekit_av.io.checkpoint import INDEX, SINGLE, Checkpoint
+from mergekit_av.models.load import layout_of, load_model, load_shape
 
 PROJECTION = "model.layers.0.self_attn.q_proj.weight"
 

@@ -8,11 +8,11 @@ from conftest import ARCHITECTURES, make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from mergekit_av import logprobs
-from mergekit_av.domains import load_domain
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import Record, load_records
 from mergekit_av.errors import AVError
-from mergekit_av.logprobs import context_length, mean_log_probs, within_context
-from mergekit_av.records import Record, load_records
+from mergekit_av.models import scoring as logprobs
+from mergekit_av.models.scoring import context_length, mean_log_probs, within_context
 
 SHORT = Record(
     "short", ({"role": "user", "content": "Hi"},), {"a": "No.", "b": "Yes, yes.", "c": "W"}, "test"

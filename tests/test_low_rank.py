@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mergekit_av.low_rank import low_rank
+from mergekit_av.vectors.low_rank import low_rank
 
 SHAPES = [(6, 9), (9, 6), (7, 7), (1, 5), (5, 1)]
 

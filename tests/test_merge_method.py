@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from test_files import run_python
 
 from mergekit_av import AVError, extract
-from mergekit_av.checkpoint import SINGLE
-from mergekit_av.hub import prepare
-from mergekit_av.merge_method import register
-from mergekit_av.models import load_model
-from mergekit_av.recipe import METHOD
+from mergekit_av.export.hub import prepare
+from mergekit_av.io.checkpoint import SINGLE
+from mergekit_av.merge.method import register
+from mergekit_av.merge.recipe import METHOD
+from mergekit_av.models.load import load_model
 
 NEAREST = {"rounding": "nearest"}
 # These die inside mergekit before the method is asked.

@@ -26,10 +26,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from mergekit_av.domains import load_domain
-from mergekit_av.logprobs import mean_log_probs
-from mergekit_av.packing import Row, Sequences, can_pack, hidden_states, length_limit, rows
-from mergekit_av.records import load_records
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import load_records
+from mergekit_av.models.packing import Row, Sequences, can_pack, hidden_states, length_limit, rows
+from mergekit_av.models.scoring import mean_log_probs
 
 SAMPLE = Sequences(list(range(5, 19)), [list(range(30, 60)), [3, 4]])
 SIZES = {

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.data_utils import is_conversational
 
-from mergekit_av.domains import Domain
-from mergekit_av.records import Record, load_records
+from mergekit_av.data.domain import Domain
+from mergekit_av.data.records import Record, load_records
 from mergekit_av.training.pairs import preference_pairs, spectrum_pairs
 
 QUESTION = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})

@@ -3,16 +3,17 @@
 import pytest
 from sweeping import few
 
-from mergekit_av.checkpoint import Checkpoint, fingerprint
+from mergekit_av.data.records import Record
 from mergekit_av.evaluation.accuracy import evaluate
-from mergekit_av.evaluation.evaluator import Evaluator, Identity
-from mergekit_av.evaluation.measurer import Measurer
-from mergekit_av.evaluation.prompting import baseline, costs
-from mergekit_av.evaluation.store import Store
+from mergekit_av.evaluation.measure.cache import Evaluator, Identity
+from mergekit_av.evaluation.measure.engine import Measurer
+from mergekit_av.evaluation.measure.store import Store
+from mergekit_av.evaluation.sweep.prompting import baseline, costs
 from mergekit_av.evaluation.tasks import asking_for, make_task
-from mergekit_av.knobs import Knobs
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.records import Record
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.runtime.knobs import Knobs
 
 
 def test_the_baseline_is_the_base_with_an_instruction_in_each_query(

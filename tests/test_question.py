@@ -8,17 +8,11 @@ from hypothesis import strategies as st
 from searching import LEVELS, World
 
 from mergekit_av import AVError
-from mergekit_av.domains import load_domain
+from mergekit_av.data.domain import load_domain
 from mergekit_av.evaluation.accuracy import summarise
-from mergekit_av.evaluation.outcome import share_margin
-from mergekit_av.evaluation.question import (
-    Landscape,
-    Question,
-    Setting,
-    axis,
-    combinations,
-    obstacles,
-)
+from mergekit_av.evaluation.search.landscape import Landscape, Setting, obstacles
+from mergekit_av.evaluation.search.outcome import share_margin
+from mergekit_av.evaluation.search.problem import Question, axis, combinations
 
 QUESTION = Question({"a": axis(-1, 1, 1)}, {"medical": LEVELS})
 GOAL = {"medical": "generic"}

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from synthesizing import novelist
 
-from mergekit_av.base import DEFAULT_BASE
+from mergekit_av.models.default_base import DEFAULT_BASE
 from mergekit_av.training.arguments import training_arguments
 
 REPOSITORY = Path(__file__).parents[1]

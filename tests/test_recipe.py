@@ -10,7 +10,7 @@ from mergekit.config import MergeConfiguration
 from pydantic import ValidationError
 
 from mergekit_av import AVError
-from mergekit_av.recipe import read_coefficient
+from mergekit_av.merge.recipe import read_coefficient
 
 LEGAL = "./avs/legal"
 

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_av.domains import Domain, load_domain
+from mergekit_av.data.domain import Domain, load_domain
+from mergekit_av.data.records import SPLITS, dataset_of, load_records, require_splits
 from mergekit_av.errors import AVError
-from mergekit_av.records import SPLITS, dataset_of, load_records, require_splits
 
 MEDICAL = load_domain("medical")
 TONE = Domain("tone", {"warm": "", "cold": ""})

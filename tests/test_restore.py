@@ -10,7 +10,7 @@ from damage import edit_json, edit_tensors
 from safetensors.torch import load_file
 from training_runs import av_train, contents, kill, write_domain
 
-from mergekit_av.checkpoint import SINGLE
+from mergekit_av.io.checkpoint import SINGLE
 from mergekit_av.training.restore import put_back
 
 RUN = [

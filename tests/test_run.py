@@ -10,7 +10,7 @@ from synthesizing import TINY, novelist, synth, write_personas
 from synthesizing import write_domain as write_hosting
 from training_runs import av_train, contents, finish, hold, kill, training, write_domain
 
-from mergekit_av.card_parts import BEGIN, END, Kept
+from mergekit_av.text.card import BEGIN, END, Kept
 
 BASE = r"read .*/model\.safetensors"
 TOKENIZATION = r"rename runs/tone/data/train/tmp"

@@ -17,12 +17,12 @@ from pausing import start_and_pause
 from searching import QUERIES, RESPONSES, in_process, read, search, short_rows
 from sweeping import sweep, train, write_rows
 
-from mergekit_av.domains import load_domain
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import load_records
 from mergekit_av.evaluation.accuracy import as_json, evaluate
-from mergekit_av.evaluation.question import combinations
-from mergekit_av.extraction import extract
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.records import load_records
+from mergekit_av.evaluation.search.problem import combinations
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.vectors.extraction import extract
 
 WANTED = ("--want", "medical=expert", "--want", "legal=avoidance")
 

@@ -8,7 +8,7 @@ from test_training import LEARNS
 from training_runs import av_train, training, write_domain
 
 from mergekit_av import load_domain, load_records, mean_log_probs
-from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.models.load import load_model, load_tokenizer
 
 SPECTRUM = ["--setting", "spectrum", *LEARNS, "--num_train_epochs", "1"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergekit_av import AVError
-from mergekit_av.evaluation.store import Store
+from mergekit_av.evaluation.measure.store import Store
 
 KEY = {"base": "abc", "vectors": [["def", 0.1]], "domain": "medical"}
 
@@ -119,7 +119,7 @@ def test_a_second_process_is_refused_until_the_first_is_done(file):
     code = """
         import sys
         from mergekit_av import AVError
-        from mergekit_av.evaluation.store import Store
+        from mergekit_av.evaluation.measure.store import Store
         try:
             Store(sys.argv[1]).put({}, 1)
         except AVError as error:
@@ -136,7 +136,7 @@ def test_a_second_process_is_refused_until_the_first_is_done(file):
 def test_a_killed_process_does_not_keep_the_file(file):
     code = """
         import os, signal, sys
-        from mergekit_av.evaluation.store import Store
+        from mergekit_av.evaluation.measure.store import Store
         store = Store(sys.argv[1])
         store.put({}, 1)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_what_was_there_and_later_lines_whole(file):
     code = """
         import resource, sys
         from mergekit_av import AVError
-        from mergekit_av.evaluation.store import Store
+        from mergekit_av.evaluation.measure.store import Store
         store = Store(sys.argv[1])
         size = store.file.stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, resource.RLIM_INFINITY))

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from searching import LEVELS, World, explore
 
 from mergekit_av import AVError
-from mergekit_av.evaluation.question import Landscape, Question, axis, combinations
-from mergekit_av.evaluation.strategies import MOST, STRATEGIES, Grid, Hierarchical, Surface
-from mergekit_av.evaluation.surfaces import Surfaces
+from mergekit_av.evaluation.search.landscape import Landscape
+from mergekit_av.evaluation.search.problem import Question, axis, combinations
+from mergekit_av.evaluation.search.strategies import MOST, STRATEGIES, Grid, Hierarchical, Surface
+from mergekit_av.evaluation.search.surfaces import Surfaces
 
 
 def goals_of(world: World) -> list[dict[str, str]]:

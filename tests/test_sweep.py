@@ -15,21 +15,23 @@ from merging import make_recipe, merge
 from sweeping import few, row, write_rows
 
 from mergekit_av import AVError
-from mergekit_av.chat import encode
-from mergekit_av.checkpoint import Checkpoint, fingerprint
-from mergekit_av.domains import load_domain
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import Record, load_records
 from mergekit_av.evaluation.accuracy import evaluate
-from mergekit_av.evaluation.answers import write_answers
-from mergekit_av.evaluation.decoding import Decoding
-from mergekit_av.evaluation.evaluator import Evaluator, Identity
 from mergekit_av.evaluation.fluency import fluency
-from mergekit_av.evaluation.measurer import Job, Measurer
-from mergekit_av.evaluation.store import Store
-from mergekit_av.evaluation.sweep import parse_lambdas, sweep
+from mergekit_av.evaluation.measure.cache import Evaluator, Identity
+from mergekit_av.evaluation.measure.engine import Measurer
+from mergekit_av.evaluation.measure.requests import Job
+from mergekit_av.evaluation.measure.store import Store
+from mergekit_av.evaluation.sweep.sweep import parse_lambdas, sweep
 from mergekit_av.evaluation.tasks import asking_for, make_task
-from mergekit_av.knobs import Knobs
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.records import Record, load_records
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.models.chat import encode
+from mergekit_av.models.decoding import Decoding
+from mergekit_av.models.generation import write_answers
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.runtime.knobs import Knobs
 
 # λ
 

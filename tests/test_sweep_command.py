@@ -18,13 +18,14 @@ from pausing import start_and_pause
 from sweeping import few, in_process, row, rows, sweep, train, write_rows
 
 from mergekit_av import AVError
-from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.evaluation.accuracy import evaluate
-from mergekit_av.extraction import extract
-from mergekit_av.knobs import Knobs
-from mergekit_av.locks import locked
-from mergekit_av.models import load_model, load_tokenizer
-from mergekit_av.vector import AlignmentVector
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.io.locks import locked
+from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.runtime.knobs import Knobs
+from mergekit_av.vectors.extraction import extract
+from mergekit_av.vectors.vector import AlignmentVector
 
 FILES = {"evaluations.jsonl", "report.md", "sweep.csv", "sweep.json", "sweep.png", "sweep.svg"}
 

@@ -21,9 +21,9 @@ from synthesizing import (
     write_personas,
 )
 
-from mergekit_av.domains import load_domain
-from mergekit_av.records import load_records
-from mergekit_av.training.synthesis.folder import DataFolder
+from mergekit_av.data.domain import load_domain
+from mergekit_av.data.records import load_records
+from mergekit_av.synthesis.folder import DataFolder
 
 
 @pytest.fixture(autouse=True)

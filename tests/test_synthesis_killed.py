@@ -10,8 +10,8 @@ import pytest
 from processes import finish, start
 from synthesizing import TINY, in_process, lines, novelist, synth, write_domain
 
-from mergekit_av.journal import Journal
-from mergekit_av.training.synthesis.folder import DataFolder
+from mergekit_av.io.journal import Journal
+from mergekit_av.synthesis.folder import DataFolder
 
 STAGES = ("created", "queries", "responses")
 COUNT = 12

@@ -15,7 +15,7 @@ from synthesizing import lines
 from test_synthesis_killed import wait_for
 from training_runs import av_train
 
-from mergekit_av.base import base_or_default
+from mergekit_av.models.default_base import base_or_default
 
 BIN = Path(sys.executable).parent
 COUNT = 7  # some of whom must be created

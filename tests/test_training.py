@@ -15,8 +15,8 @@ from training_runs import av_train, contents, in_two_processes, training, write_
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 
 from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_probs
-from mergekit_av.cli import av_check
-from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.cli.check import av_check
+from mergekit_av.models.load import load_model, load_tokenizer
 from mergekit_av.training.arguments import training_arguments
 from mergekit_av.training.dpo import Job, _warning
 

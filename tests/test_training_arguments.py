@@ -153,7 +153,7 @@ def test_better_levels_are_preferred(pairing, expected, make_record):
 
 @pytest.fixture
 def make_record():
-    from mergekit_av.records import Record
+    from mergekit_av.data.records import Record
 
     return lambda levels: Record("1", "a question", {level: level for level in levels}, "train")
 
@@ -247,7 +247,7 @@ def test_base_without_chat_template_works_and_the_format_is_stated(folder):
 TELEMETRY = """
 from contextlib import suppress
 from mergekit_av.errors import AVError
-from mergekit_av.training.cli import av_train
+from mergekit_av.cli.command.train import av_train
 with suppress(AVError):
     av_train.main(["--domain", "none"], standalone_mode=False)
 from huggingface_hub import constants

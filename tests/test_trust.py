@@ -15,10 +15,10 @@ from merging import make_recipe, refusal
 from test_hub import refused
 
 from mergekit_av import AlignmentVector, AVError, extract
-from mergekit_av.checkpoint import INDEX, SINGLE, Checkpoint
-from mergekit_av.hub import prepare
-from mergekit_av.lora import export_lora
-from mergekit_av.models import load_model, load_shape, load_tokenizer
+from mergekit_av.export.hub import prepare
+from mergekit_av.export.peft import export_lora
+from mergekit_av.io.checkpoint import INDEX, SINGLE, Checkpoint
+from mergekit_av.models.load import load_model, load_shape, load_tokenizer
 
 RAN = "import pathlib; pathlib.Path({!r}).touch()"
 
@@ -220,7 +220,7 @@ def with_kernels(tmp_path, trace) -> dict[str, str]:
 def loads(model: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
     """What becomes of a model and its tokenizer in a process of their own."""
     program = (
-        "import sys; from mergekit_av import AVError; from mergekit_av.models import *\n"
+        "import sys; from mergekit_av import AVError; from mergekit_av.models.load import *\n"
         "for load in (load_shape, load_model, load_tokenizer):\n"
         "    try: print(type(load(sys.argv[1])).__name__)\n"
         "    except AVError as error: print(error)\n"

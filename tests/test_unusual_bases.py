@@ -11,8 +11,8 @@ from sweeping import rows, sweep, train, write_rows
 from training_runs import av_train, training, write_domain
 from transformers import AutoTokenizer
 
-from mergekit_av.evaluation.cli import av_eval
-from mergekit_av.models import load_tokenizer
+from mergekit_av.cli.eval import av_eval
+from mergekit_av.models.load import load_tokenizer
 
 SAID = "generation prompts, such as '<think>\\n', is left out"
 

@@ -13,9 +13,10 @@ from merging import make_recipe, merge
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from mergekit_av import AlignmentVector, AVError, checkpoint, extract
-from mergekit_av.checkpoint import SINGLE
-from mergekit_av.models import load_model
+from mergekit_av import AlignmentVector, AVError, extract
+from mergekit_av.io import checkpoint
+from mergekit_av.io.checkpoint import SINGLE
+from mergekit_av.models.load import load_model
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 coefficients = st.floats(-8, 8, width=32)

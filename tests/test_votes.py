@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_av.votes import votes
+from mergekit_av.stats import votes
 
 
 @given(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
 from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_probs
-from mergekit_av.models import load_model, load_tokenizer
+from mergekit_av.models.load import load_model, load_tokenizer
 
 # In the metadata and on the card; unknown of a run that was continued.
 SECONDS = re.compile(rb"\"seconds\": (?:[\d.]+|null)|\| seconds \| [\d.]+ \|\n")
@@ -145,7 +145,7 @@ def assert_two_processes_accumulate(folder: Path, *command: object) -> None:
 def _run(
     options: list[str], kill_at: str | None, hold_at: str | None, times: int, environment: dict
 ) -> None:
-    from mergekit_av.training.cli import av_train
+    from mergekit_av.cli.train import av_train
 
     os.environ.update(environment)
     if kill_at is not None:

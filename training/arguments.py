@@ -14,9 +14,9 @@ from transformers import HfArgumentParser
 from trl import DPOConfig
 
 from mergekit_av.errors import AVError
-from mergekit_av.limits import read_yaml
+from mergekit_av.io.yaml import read_yaml
 
-from .defaults import COMMON, SETTING, SETTINGS
+from .settings import COMMON, SETTING, SETTINGS
 
 # Fields that would do nothing, or what we never do; what to say of them.
 REFUSED = {

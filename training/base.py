@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from accelerate import PartialState
 
-from mergekit_av.chat import ensure_chat_template
-from mergekit_av.checkpoint import Checkpoint
-from mergekit_av.models import (
-    load_model,
-    load_tokenizer,
-    refuse_codes,
-    refuse_vector,
-    resolve,
-)
-from mergekit_av.vocabulary import ensure_padding
+from mergekit_av.hub.source import resolve
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.models.chat import ensure_chat_template
+from mergekit_av.models.load import load_model, load_tokenizer, refuse_codes, refuse_vector
+from mergekit_av.models.vocabulary import ensure_padding
 
 from .restore import check_trainable
 

@@ -15,8 +15,8 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.training_args import TrainingArguments
 
-from mergekit_av.files import write_whole
-from mergekit_av.models import read_json
+from mergekit_av.io.atomic import write_whole
+from mergekit_av.io.json import read_json
 
 MANIFEST = "manifest.json"
 

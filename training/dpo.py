@@ -25,29 +25,32 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
-from mergekit_av.chat import cut_sentence, encode, left_out
-from mergekit_av.checkpoint import Checkpoint, fingerprint
-from mergekit_av.domains import Domain
+from mergekit_av.data.domain import Domain
+from mergekit_av.data.records import Record, require_splits
 from mergekit_av.errors import AVError
-from mergekit_av.extraction import VECTOR, extract
-from mergekit_av.files import check_vacant
-from mergekit_av.locks import locked
-from mergekit_av.logprobs import context_length
-from mergekit_av.models import load_model, refuse_vector, resolve
-from mergekit_av.records import Record, require_splits
-from mergekit_av.vector import METADATA, AlignmentVector
-from mergekit_av.vocabulary import check_ids
+from mergekit_av.hub.source import resolve
+from mergekit_av.io.atomic import check_vacant
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.io.locks import locked
+from mergekit_av.models.chat import cut_sentence, encode, left_out
+from mergekit_av.models.load import load_model, refuse_vector
+from mergekit_av.models.scoring import context_length
+from mergekit_av.models.vocabulary import check_ids
+from mergekit_av.vectors.extraction import VECTOR, extract
+from mergekit_av.vectors.metadata import METADATA
+from mergekit_av.vectors.vector import AlignmentVector
 
 from .base import Base, load_base
+from .callbacks import EvaluateLast, Progress, StopDivergence
 from .checkpoints import MarkWhole, is_last, newest_whole
-from .defaults import HOLD, PATIENCE
-from .held import beside, held_texts
+from .drift import beside, held_texts
 from .pairs import LAMBDA, Pairing, preference_pairs, spectrum_pairs, with_different_responses
 from .processes import in_main_process
 from .restore import RestoringTrainer
 from .run import Run
+from .settings import HOLD, PATIENCE
 from .spectrum import SpectrumTrainer
-from .watch import EvaluateLast, Progress, StopDivergence
 
 SPLITS = ("train", "validation")
 # Fields of DPOConfig that say where and how to run, not what comes out.

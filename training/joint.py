@@ -3,9 +3,9 @@
 What sums of vectors are compared with: it must be trained anew for every combination.
 """
 
-from mergekit_av.domains import Domain, load_domain
+from mergekit_av.data.domain import Domain, load_domain
+from mergekit_av.data.records import Record
 from mergekit_av.errors import AVError
-from mergekit_av.records import Record
 
 
 def parse_goal(text: str) -> tuple[dict[str, str], list[Domain]]:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergekit_av.chat import encode
-from mergekit_av.records import Record
+from mergekit_av.data.records import Record
+from mergekit_av.models.chat import encode
 
 from .lambdas import meant
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from trl import DPOTrainer
 
-from mergekit_av.checkpoint import Checkpoint
 from mergekit_av.errors import AVError
-from mergekit_av.layout import Layout, named_tensors
-from mergekit_av.models import layout_of
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.models.layout import Layout, named_tensors
+from mergekit_av.models.load import layout_of
 
 
 class RestoringTrainer(DPOTrainer):

@@ -23,7 +23,7 @@ from typing import Any
 from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_from_disk
 
 from mergekit_av.errors import AVError
-from mergekit_av.files import (
+from mergekit_av.io.atomic import (
     Kind,
     check_writable,
     entries,
@@ -32,8 +32,8 @@ from mergekit_av.files import (
     whole_folder,
     write_whole,
 )
-from mergekit_av.locks import locked
-from mergekit_av.models import read_json
+from mergekit_av.io.json import read_json
+from mergekit_av.io.locks import locked
 
 from .checkpoints import discard_incomplete
 

@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 
 from accelerate import PartialState
 
-from mergekit_av.domains import Domain
+from mergekit_av.data.domain import Domain
+from mergekit_av.data.records import Record
 from mergekit_av.errors import AVError
-from mergekit_av.logprobs import (
+from mergekit_av.models.scoring import (
     context_length,
     mean_log_probs,
     with_equal_responses,
     within_context,
 )
-from mergekit_av.records import Record
-from mergekit_av.votes import votes
+from mergekit_av.stats import votes
 
 from .base import Base
 from .lambdas import meant

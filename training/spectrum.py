@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from . import held
-from .defaults import HOLD
+from mergekit_av.training import drift as held
+
 from .pairs import LAMBDA
 from .restore import RestoringTrainer
+from .settings import HOLD
 
 
 class SpectrumTrainer(RestoringTrainer):

@@ -1,0 +1,49 @@
+"""The result of a sweep."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from mergekit_av.evaluation.fluency import usable_range
+
+from .calibration import Calibration, calibrate
+from .sweep import Point
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep of one vector, or the part of it that was measured.
+
+    Attributes:
+        vector: its name.
+        domain: its own domain; None where that is not among those scored.
+        points: by rising λ; 0 is among them.
+        queries: record id → the query that was answered at each λ.
+    """
+
+    vector: str
+    domain: str | None
+    points: list[Point]
+    queries: dict[str, str] = field(default_factory=dict)
+
+    def at(self, value: float) -> Point:
+        return next(point for point in self.points if point.lambdas[self.vector] == value)
+
+    @cached_property
+    def usable_range(self) -> tuple[float, float] | None:
+        """The span of λ in which the fluency guard holds; None where it was not measured."""
+        measured = {point.lambdas[self.vector]: point.fluency for point in self.points}
+        return usable_range({value: seen for value, seen in measured.items() if seen is not None})
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Which λ brings out which level; None without validation records of its own domain."""
+        if (self.domain, "validation") not in self.points[0].results:
+            return None
+        return calibrate(self.points, self.vector, self.domain, self.usable_range)
+
+    def usable(self, value: float) -> bool | None:
+        """Whether λ lies in the usable range; None where it was not measured."""
+        if self.usable_range is None:
+            return None
+        low, high = self.usable_range
+        return low <= value <= high

@@ -1,0 +1,352 @@
+"""An alignment vector as a LoRA adapter in PEFT's format, at a given rank.
+
+Each weight matrix Δ of a linear layer becomes B·A of rank r, the best there is. λ is the adapter's
+scale, `lora_alpha / r`: base + scale · B·A, of any sign. An adapter of this form (one rank, no bias,
+nothing saved beside the factors) is what PEFT, vLLM and llama.cpp's converter all load.
+"""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
+
+from mergekit_av.errors import AVError, first_line
+from mergekit_av.io.atomic import Kind, check_vacant, entries, whole_folder
+from mergekit_av.io.checkpoint import blocks_of
+from mergekit_av.io.writer import CheckpointWriter
+from mergekit_av.models.layout import Layout
+from mergekit_av.models.load import default_device, load_shape
+from mergekit_av.text.card import Kept, with_kept
+from mergekit_av.vectors.extraction import VECTOR_DTYPES
+from mergekit_av.vectors.license import license_of
+from mergekit_av.vectors.low_rank import low_rank
+
+from .card import is_of_vector, lora_card
+
+if TYPE_CHECKING:
+    from mergekit_av.vectors.vector import AlignmentVector
+
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+# PEFT writes adapters of the same three files: only the card tells ours.
+ADAPTER = Kind(
+    "an adapter of av-export",
+    known=lambda folder: (folder / CONFIG).is_file() and is_of_vector(folder / CARD),
+    foreign=lambda folder: [
+        path
+        for path in entries(folder)
+        if not (path.name in (CONFIG, WEIGHTS, CARD) and path.is_file())
+    ],
+)
+# For which the loss is told whatever the adapter's own rank is.
+RANKS = (4, 8, 16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What becomes of one kind of tensors.
+
+    Attributes:
+        kind: of linear layers their name, e.g. `q_proj`; else `embeddings` (with an output
+            layer that is tied to them), `output layer`, `norms`, `biases`, `other weights`, which
+            the adapter leaves out.
+        tensors: how many there are.
+        share: of the vector's squared norm.
+        kept: of the part's own squared norm, 0 to 1.
+    """
+
+    kind: str
+    tensors: int
+    share: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class LoraExport:
+    """An adapter that was written.
+
+    Attributes:
+        folder: where it is.
+        rank: of its matrices.
+        scale: λ at which it acts as it comes.
+        dtype: of its tensors.
+        nbytes: size of its tensors' file.
+        parts: by share, the largest first.
+        kept_at: rank → the share of the vector's squared norm that an adapter of that rank keeps.
+    """
+
+    folder: Path
+    rank: int
+    scale: float
+    dtype: str
+    nbytes: int
+    parts: Sequence[Part]
+    kept_at: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> float:
+        """The share of the vector's squared norm that the adapter keeps."""
+        return sum(part.share * part.kept for part in self.parts)
+
+
+def export_lora(
+    vector: "AlignmentVector",
+    out: str | os.PathLike,
+    rank: int,
+    *,
+    scale: float = 1.0,
+    dtype: str = "bfloat16",
+    base_id: str | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> LoraExport:
+    """Write an alignment vector as a PEFT LoRA adapter: the folder `out`.
+
+    The linear layers of the model are carried, its output layer excepted. Experts that the model keeps
+    in one tensor, embeddings, output layer,
+    norms and biases are left out: each of PEFT, vLLM and llama.cpp would take them in another form,
+    or not at all. Matrices whose shorter side is less than `rank` are kept whole and filled up with
+    zeros, as vLLM reads one rank for all. Memory: a few times the largest matrix, in float64.
+
+    Args:
+        rank: from 1 to the largest that a matrix can have.
+        scale: λ at which the adapter acts where nothing else is said (`lora_alpha = scale · rank`).
+        dtype: `bfloat16`, or `float32` for the factors whole.
+        base_id: what the adapter calls its base; by default what the vector calls it.
+        device: that decomposes, a torch device with float64; by default the accelerator or the CPU.
+        overwrite: replace an adapter that is already there.
+
+    Raises:
+        AVError: the vector is damaged, its config.json is of no causal LM that has its tensors, the
+            rank or scale is impossible, or `out` cannot be written. Nothing is left behind.
+    """
+    if not math.isfinite(scale) or scale == 0:
+        raise AVError(f"an adapter's λ is finite and not 0, which would be the base: not {scale}")
+    if dtype not in VECTOR_DTYPES:
+        raise AVError(f"an adapter's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
+    check_vacant(Path(out), overwrite, ADAPTER)
+    model = load_shape(vector.folder)
+    layout = vector.layout(model)
+    weights = _Deltas(vector, layout)
+    vector.check()
+    vector.check_finite()
+    layers = carried_layers(model, layout)
+    shapes = {layer: model.get_submodule(layer).weight.shape for layer in layers}
+    largest = max(map(min, shapes.values()), default=0)
+    if not 1 <= rank <= largest:
+        raise AVError(
+            f"rank {rank} is impossible: the weights of {vector.folder} have ranks of 1 to {largest}"
+            if largest
+            else f"{vector.folder} has no linear layer that an adapter could carry"
+        )
+    # Conv1D of GPT-2: a linear layer whose weight lies the other way round.
+    transposed = {layer for layer in layers if isinstance(model.get_submodule(layer), Conv1D)}
+    device = _device(device)
+
+    with whole_folder(Path(out), overwrite, ADAPTER) as folder:
+        # Name of a layer, without its place in the model → the energies of each such matrix.
+        losses: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+        def factors() -> Iterator[torch.Tensor]:
+            for layer in tqdm(layers, desc=f"Writing {Path(out).name}", unit="layer"):
+                delta = weights[f"{layer}.weight"].to(device)
+                if layer in transposed:
+                    delta = delta.T
+                b, a, energies = low_rank(delta, rank)
+                losses[layer.rpartition(".")[2]].append(energies.cpu())
+                yield from (a, b)
+
+        writer = CheckpointWriter(folder, _shapes(shapes, transposed, rank, dtype), file=WEIGHTS)
+        for _, factor in zip(writer.names(), factors(), strict=True):
+            writer.write(factor.to("cpu", VECTOR_DTYPES[dtype]))
+        left_out = _left_out(weights, model, {f"{layer}.weight" for layer in layers})
+        modules = _target_modules(model, layers)
+        _write_config(folder, vector, rank, scale, modules, bool(transposed), base_id)
+        export = LoraExport(
+            folder=Path(out),
+            rank=rank,
+            scale=scale,
+            dtype=dtype,
+            nbytes=(folder / WEIGHTS).stat().st_size,
+            parts=_parts(losses, left_out, rank),
+            kept_at=_kept_at(losses, left_out, [r for r in RANKS if r < largest] + [largest]),
+        )
+        card = lora_card(vector.metadata, export, license_of(vector.metadata.base), base_id)
+        if (Path(out) / CARD).is_file():
+            card = with_kept(card, Kept.at(Path(out) / CARD))
+        (folder / CARD).write_text(card, "utf-8")
+    return export
+
+
+def carried_layers(model: torch.nn.Module, layout: Layout) -> list[str]:
+    """The names of the layers that an adapter carries: the linear ones that PEFT computes as such.
+
+    Not the output layer; not the projections in a state space whose kernels read the weight past the
+    layer; and not those that are called like an expert's, where transformers keeps the experts in one
+    tensor: PEFT would take them for these.
+    """
+    output = model.get_output_embeddings()
+    experts = {
+        part.split(".")[-2]
+        for group in layout.groups
+        if group.converter is not None
+        for part in group.disk
+        if "." in part
+    }
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and module is not output
+        and _returns_product(module)
+        and name.rpartition(".")[2] not in experts
+        and not _in_state_space(model, name)
+    ]
+
+
+def _returns_product(layer: torch.nn.Module) -> bool:
+    """Whether a layer returns nothing but a tensor; a router, which may be a linear layer, returns more."""
+    rows = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
+    try:
+        found = layer(torch.empty(1, 1, rows, dtype=layer.weight.dtype, device=layer.weight.device))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return isinstance(found, torch.Tensor)
+
+
+def _in_state_space(model: torch.nn.Module, layer: str) -> bool:
+    parent, _, own = layer.rpartition(".")
+    return own in ("dt_proj", "out_proj") and hasattr(model.get_submodule(parent), "A_log")
+
+
+def _target_modules(model: torch.nn.Module, layers: Sequence[str]) -> list[str]:
+    """The layers as PEFT is told of them: by their last names, or whole where others are called so."""
+    last = {layer.rpartition(".")[2] for layer in layers}
+    others = {name for name, _ in model.named_modules()} - set(layers)
+    shared = {name.rpartition(".")[2] for name in others} & last
+    return sorted({x for x in last if x not in shared} | {
+        layer for layer in layers if layer.rpartition(".")[2] in shared
+    })  # fmt: skip
+
+
+def _device(name: str | None) -> torch.device:
+    name = name or default_device()
+    try:
+        device = torch.device("cpu" if name == "mps" else name)  # mps has no float64
+        torch.empty(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise AVError(f"cannot use the device {name!r}: {first_line(error)}") from error
+    return device
+
+
+class _Deltas:
+    """A vector's tensors by their names in the model."""
+
+    def __init__(self, vector: "AlignmentVector", layout: Layout):
+        self._checkpoint, self._layout = vector.checkpoint, layout
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        group = self._layout.by_memory[name]
+        read = {part: self._checkpoint.read(part) for part in group.disk}
+        made = self._layout.to_memory(group, read)
+        return next(v for n, v in made.items() if self._layout.ties.get(n, n) == name)
+
+
+def _shapes(
+    shapes: Mapping[str, tuple[int, int]], transposed: Collection[str], rank: int, dtype: str
+) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
+    """What the adapter's file holds, by PEFT's names: A and B of one layer after another."""
+    found = {}
+    for layer, shape in shapes.items():
+        rows, columns = reversed(shape) if layer in transposed else shape
+        found[f"base_model.model.{layer}.lora_A.weight"] = (rank, columns), VECTOR_DTYPES[dtype]
+        found[f"base_model.model.{layer}.lora_B.weight"] = (rows, rank), VECTOR_DTYPES[dtype]
+    return found
+
+
+def _left_out(
+    weights: _Deltas, model: torch.nn.Module, carried: set[str]
+) -> dict[str, list[float]]:
+    """Kind → the squared norm of each tensor that the adapter does not have."""
+    special = {
+        id(model.get_output_embeddings()): "output layer",
+        id(model.get_input_embeddings()): "embeddings",
+    }
+    found = defaultdict(list)
+    # Tied weights are there once.
+    for name, parameter in model.named_parameters():
+        if name in carried:
+            continue
+        module = model.get_submodule(name.rpartition(".")[0])
+        if name.endswith(".bias"):
+            kind = "biases"
+        elif id(module) in special:
+            kind = special[id(module)]
+        else:
+            kind = "norms" if parameter.dim() == 1 else "other weights"
+        blocks = blocks_of(weights[name])
+        found[kind].append(sum(block.double().square().sum().item() for block in blocks))
+    return found
+
+
+def _parts(losses: dict, left_out: dict[str, list[float]], rank: int) -> list[Part]:
+    carried = {kind: _energy(some) for kind, some in losses.items()}
+    whole = {**carried, **{kind: sum(squares) for kind, squares in left_out.items()}}
+    total = sum(whole.values())
+    parts = [
+        Part(
+            kind,
+            len(losses.get(kind) or left_out[kind]),
+            _ratio(energy, total),
+            # Of nothing, nothing is lost.
+            _ratio(_energy(losses[kind], rank), energy, 1.0) if kind in losses else 0.0,
+        )
+        for kind, energy in whole.items()
+    ]
+    return sorted(parts, key=lambda part: -part.share)
+
+
+def _kept_at(losses: dict, left_out: dict[str, list[float]], ranks: list[int]) -> dict[int, float]:
+    every = [energies for some in losses.values() for energies in some]
+    total = _energy(every) + sum(map(sum, left_out.values()))
+    return {rank: _ratio(_energy(every, rank), total) for rank in ranks}
+
+
+def _energy(some: list[torch.Tensor], rank: int | None = None) -> float:
+    return sum(energies[:rank].sum().item() for energies in some)
+
+
+def _ratio(part: float, whole: float, of_nothing: float = 0.0) -> float:
+    return part / whole if whole else of_nothing
+
+
+def _write_config(
+    folder: Path,
+    vector: "AlignmentVector",
+    rank: int,
+    scale: float,
+    modules: list[str],
+    transposed: bool,
+    base_id: str | None,
+) -> None:
+    from peft import LoraConfig
+
+    alpha = scale * rank
+    base = vector.metadata.base
+    config = LoraConfig(
+        base_model_name_or_path=base_id or base.id,
+        revision=None if base_id else base.revision,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        r=rank,
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,
+        fan_in_fan_out=transposed,
+    )
+    config.target_modules = modules  # given above it would become a set, in another order each time
+    config.save_pretrained(folder)

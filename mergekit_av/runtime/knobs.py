@@ -1,0 +1,396 @@
+"""λ on a live model: base + Σ λᵢ θ_AVᵢ in place, set as often as one likes."""
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from mergekit_av.errors import AVError
+from mergekit_av.hub.source import resolve
+from mergekit_av.io.checkpoint import Checkpoint, blocks_of
+from mergekit_av.io.fingerprint import Digest, combined_fingerprint, fingerprint
+from mergekit_av.models.layout import Group, Layout, named_tensors
+from mergekit_av.vectors.arithmetic import Rounding, add_vectors, check_rounding
+from mergekit_av.vectors.vector import AlignmentVector
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Knobs:
+    """One λ per alignment vector, on a transformers model in memory.
+
+        knobs = Knobs(model, medical="avs/medical", legal="avs/legal")
+        knobs.set(medical=-1.2, legal=0.6)
+        model.generate(...)
+        with knobs.at(medical="expert"):    # a level's calibrated λ, for a block
+            model.generate(...)
+        knobs.reset()
+
+    Every setting is computed from a copy of the base, so nothing drifts and λ = 0 is the base bit
+    for bit. A setting gives the bytes that `mergekit-yaml` writes on the same device for a recipe
+    with the same vectors in the same order, λ, `rounding` and `seed`, and the model's dtype as
+    `dtype`. Weights that no changed λ moves are not touched. The model stays a plain transformers
+    model: nothing is wrapped or hooked.
+
+    Memory: a copy of the base, beside the model. With `resident` each vector takes what its file
+    takes (in a model of a narrower dtype, as much as the model), on the device of the weights it
+    goes to. Without, vectors stay mapped files on disk: no memory but what the system lends to
+    cache them, and a setting takes longer where they are not cached or the model is on an
+    accelerator. Mapped files may be deleted or replaced, but must not be changed in place.
+
+    `set`, `at` and `reset` of several threads wait for one another (`at` until its block ends). A
+    generation that runs in another thread meanwhile is the caller's to keep apart: it would see
+    weights change under it.
+
+    Nobody else may change the model's weights while it has knobs. Training, `load_state_dict`,
+    `.to()` and other knobs are noticed at the next setting, which then fails; writing to a weight's
+    `.data` is not noticed (some optimizers do), and is overwritten.
+
+    Args:
+        model: a causal LM on one or several devices, in float32, bfloat16 or float16. It must hold
+            its base weights.
+        vectors: name → vector, its folder or its Hub id, for names that are no Python identifiers.
+        rounding, seed: as in a recipe.
+        transfer: accept a model that the vectors were not made for.
+        resident: keep the vectors in memory.
+        named: name → vector, as keywords.
+
+    Raises:
+        AVError: a vector is damaged or of another base; the model is quantised, carries adapters,
+            has weights that are not in memory, or is of another architecture.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        vectors: Mapping[str, "AlignmentVector | str | os.PathLike"] | None = None,
+        /,
+        *,
+        rounding: Rounding = "stochastic",
+        seed: int = 0,
+        transfer: bool = False,
+        resident: bool = True,
+        **named: "AlignmentVector | str | os.PathLike",
+    ):
+        given = {**(vectors or {}), **named}
+        if not given:
+            raise AVError('Knobs needs a vector: Knobs(model, medical="avs/medical")')
+        check_rounding(rounding)
+        self.rounding, self.seed = rounding, seed
+        _check_plain(model)
+        self._model, self._tensors = model, named_tensors(model)
+        self.vectors = {
+            name: vector if isinstance(vector, AlignmentVector) else AlignmentVector.open(vector)
+            for name, vector in given.items()
+        }
+        layouts = {name: vector.layout(model) for name, vector in self.vectors.items()}
+        for vector in self.vectors.values():
+            vector.check()
+            vector.check_finite()
+        self._layout = next(iter(layouts.values()))
+        self._lock = threading.RLock()
+        self._lambdas = dict.fromkeys(self.vectors, 0.0)
+        # By the names in the checkpoint, which decide how a weight is rounded.
+        self._base = {
+            name: value.clone(memory_format=torch.contiguous_format)
+            for group in self._layout.units
+            for name, value in self._on_disk(group).items()
+        }
+        if not transfer:
+            self._check_base()
+        files = [file for vector in self.vectors.values() for file in vector.checkpoint.files]
+        self._mapped = {} if resident else {file: _identity(file) for file in files}
+        self._deltas = {n: self._open(n, layouts[n], resident) for n in self.vectors}
+        self._present = {name: id(tensor) for name, tensor in self._tensors.items()}
+        self._seen = {name: _trace(self._tensors[name]) for name in self._layout.shapes}
+
+    @property
+    def lambdas(self) -> dict[str, float]:
+        """Name → the present λ; NaN after a setting that could not be undone (see `set`)."""
+        return dict(self._lambdas)
+
+    def set(
+        self, lambdas: Mapping[str, float | str] | None = None, /, **named: float | str
+    ) -> None:
+        """Set some knobs; the others stay where they are.
+
+        A value is λ, or the name of a level, which stands for its calibrated λ. When it fails or
+        is interrupted, the model is left as it was before. Should the way back be interrupted as
+        well, every λ is NaN until `reset`, which needs neither memory nor files, gives the base.
+
+        Raises:
+            AVError: an unknown name, a λ that is not finite, a level without calibration, weights
+                that would become infinite, or that somebody else has changed.
+        """
+        changes = {
+            name: self._coefficient(name, value)
+            for name, value in {**(lambdas or {}), **named}.items()
+        }
+        with self._lock:
+            self._move_to({**self._lambdas, **changes})
+
+    @contextlib.contextmanager
+    def at(
+        self, lambdas: Mapping[str, float | str] | None = None, /, **named: float | str
+    ) -> Iterator["PreTrainedModel"]:
+        """`set` for the duration of a block, which gets the model; afterwards all as before."""
+        with self._lock:
+            before = self.lambdas
+            try:
+                self.set(lambdas, **named)
+                yield self._model
+            finally:
+                try:
+                    self._move_to(before)
+                except KeyboardInterrupt:
+                    # Meant for the program, not for the way back.
+                    self._move_to(before)
+                    raise
+
+    def reset(self) -> None:
+        """Every λ to 0: the base, bit for bit."""
+        with self._lock:
+            self._move_to(dict.fromkeys(self.vectors, 0.0))
+
+    def detach(self) -> "PreTrainedModel":
+        """Give the model back as it came, and free the copies; the knobs are of no use any more."""
+        with self._lock:
+            self.reset()
+            model, self._model = self._model, None
+            self._tensors, self._base, self._deltas, self._seen = {}, {}, {}, {}
+        return model
+
+    def __repr__(self) -> str:
+        return "Knobs(" + ", ".join(f"{n}={value:g}" for n, value in self._lambdas.items()) + ")"
+
+    def _coefficient(self, name: str, value: float | str) -> float:
+        if name not in self.vectors:
+            raise AVError(f"no knob {name!r}: there are {', '.join(self.vectors)}")
+        if isinstance(value, str):
+            return self.vectors[name].metadata.calibrated(value)
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise AVError(f"{name}: λ must be a finite number or a level's name, not {value!r}")
+        return number
+
+    def _on_disk(self, group: Group) -> dict[str, torch.Tensor]:
+        """The model's present weights under their names in the checkpoint."""
+        weights = {name: self._tensors[name].detach() for name in group.memory}
+        return self._layout.to_disk(group, weights)
+
+    def _open(self, vector: str, layout: Layout, resident: bool) -> dict[str, torch.Tensor]:
+        """The vector's tensors that move a weight, in memory or as mapped files; by the names that the
+        first vector has for them."""
+        mapped, deltas = self.vectors[vector].checkpoint.mapped(), {}
+        for name, base in self._base.items():
+            own = layout.by_place.get(self._layout.place(name))
+            if own is None:
+                folder = self.vectors[vector].folder
+                raise AVError(
+                    f"{folder} has no tensor for {name}: its base is laid out in another way than that "
+                    f"of {next(iter(self.vectors.values())).folder}; make knobs of each alone"
+                )
+            if _moves(mapped[own], base):
+                delta = mapped[own]
+                deltas[name] = _as_merged(delta, base, copy=True) if resident else delta
+        return deltas
+
+    def _move_to(self, target: dict[str, float]) -> None:
+        self._check_present(target)
+        before, seen, written = self._lambdas, dict(self._seen), []
+        changed = [name for name, value in target.items() if value != before[name]]
+        try:
+            for group in self._layout.units:
+                if any(name in self._deltas[vector] for vector in changed for name in group.disk):
+                    terms = self._terms(group, target)
+                    written.append(group)
+                    self._write(group, terms)
+            self._lambdas = target
+        except BaseException:
+            # Until the way back is done, no setting counts as reached.
+            self._lambdas = dict.fromkeys(self.vectors, math.nan)
+            if not _is_unknown(before):
+                self._undo(written, seen, before)
+                self._lambdas = before
+            raise
+
+    def _undo(self, written: list[Group], seen: dict[str, tuple], before: dict[str, float]) -> None:
+        for group in written:
+            # Short of memory, what was not yet written to is better left alone.
+            if any(self._is_written(name, seen) for name in group.memory):
+                self._write(group, self._terms(group, before))
+
+    def _is_written(self, name: str, seen: dict[str, tuple]) -> bool:
+        tensor, name = self._tensors[name], self._layout.ties.get(name, name)
+        return tensor.is_inference() or _trace(tensor) != seen[name]
+
+    def _check_present(self, target: dict[str, float]) -> None:
+        """Raise AVError where a setting cannot start out from what is there."""
+        if self._model is None:
+            raise AVError("these knobs were detached from their model: make new ones")
+        if _is_unknown(target):
+            raise AVError("an interrupted setting could not be undone: call reset()")
+        present = {
+            name: id(tensor)
+            for tensors in (self._model.named_parameters, self._model.named_buffers)
+            for name, tensor in tensors(remove_duplicate=False)
+        }
+        lost = any(map(math.isnan, self._lambdas.values()))
+        for name, tensor in self._tensors.items():
+            # By each of its names: a head that was tied may have got weights of its own.
+            same = present.get(name) == self._present[name]
+            if not same or (not lost and self._is_changed(name, tensor)):
+                raise AVError(
+                    f"{name} was trained, loaded, moved, replaced or otherwise changed since these "
+                    "knobs last set it: load the base again and make new knobs"
+                )
+        for file, identity in self._mapped.items():
+            now = _identity(file)
+            # A file that is deleted or replaced stays readable for as long as it is mapped.
+            if any(target.values()) and now and now[0] == identity[0] and now != identity:
+                raise AVError(f"{file} was changed since these knobs were made: make new ones")
+
+    def _is_changed(self, name: str, tensor: torch.Tensor) -> bool:
+        return name in self._seen and _trace(tensor) != self._seen[name]
+
+    def _terms(
+        self, group: Group, lambdas: Mapping[str, float]
+    ) -> dict[str, list[tuple[float, torch.Tensor]]]:
+        """Name in the checkpoint → what is added to it."""
+        return {
+            name: [
+                (value, _as_merged(self._deltas[vector][name], self._base[name]))
+                for vector, value in lambdas.items()
+                if value != 0 and name in self._deltas[vector]
+            ]
+            for name in group.disk
+        }
+
+    @torch.inference_mode()  # the only mode that may write to a model loaded in it
+    def _write(self, group: Group, terms: dict[str, list[tuple[float, torch.Tensor]]]) -> None:
+        """Compute the weights of one group in place."""
+        options = {"rounding": self.rounding, "seed": self.seed}
+        target = self._tensors[group.target]
+        if group.converter is None and target.is_contiguous():
+            [name] = group.disk
+            add_vectors(self._base[name], terms[name], name=name, out=target, **options)
+        else:
+            sums = {
+                name: add_vectors(self._base[name], terms[name], name=name, **options)
+                for name in group.disk
+            }
+            for name, value in self._layout.to_memory(group, sums).items():
+                self._tensors[name].copy_(value)
+        for name in group.memory:
+            self._seen[self._layout.ties.get(name, name)] = _trace(self._tensors[name])
+
+    def _check_base(self) -> None:
+        """Raise AVError unless the model holds the vectors' own base.
+
+        Its values tell. Those of a model in a narrower dtype than the base's are compared with the
+        checkpoint that it says it was loaded from.
+        """
+        digests, source = {name: _digest(tensor) for name, tensor in self._base.items()}, None
+        for vector in self.vectors.values():
+            names = [name for name in vector.checkpoint if name in digests]
+            found = combined_fingerprint(
+                {name: tuple(self._base[name].shape) for name in names},
+                {name: digests[name] for name in names},
+            )
+            base = vector.metadata.base
+            if found != base.fingerprint:
+                source = source or _fingerprint_of_source(self._model)
+                found = source or found
+            if found != base.fingerprint:
+                raise AVError(
+                    f"{vector.folder} is a vector of {base.id} ({base.fingerprint[:8]}), and these are "
+                    f"not its weights ({found[:8]}): load that model; if the transfer is meant, pass "
+                    "transfer=True"
+                )
+
+
+def _is_unknown(lambdas: Mapping[str, float]) -> bool:
+    return any(map(math.isnan, lambdas.values()))
+
+
+def _as_merged(delta: torch.Tensor, base: torch.Tensor, copy: bool = False) -> torch.Tensor:
+    """On the base's device and, where that is narrower, in its dtype: as mergekit casts its inputs.
+
+    A wider dtype would change no value, and takes more memory.
+    """
+    fits = torch.promote_types(delta.dtype, base.dtype) == base.dtype
+    return delta.to(base.device, delta.dtype if fits else base.dtype, copy=copy)
+
+
+def _moves(delta: torch.Tensor, base: torch.Tensor) -> bool:
+    """Whether base + λ·delta has other bits than the base; adding 0 to −0 gives 0."""
+    return bool(delta.any()) or bool((base.signbit() & (base == 0)).any())
+
+
+def _trace(parameter: torch.Tensor) -> tuple[int, int]:
+    """Another one whenever a parameter is written to or gets other memory, as far as torch counts."""
+    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
+
+
+def _identity(file: os.PathLike) -> tuple[int, ...] | None:
+    try:
+        stat = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _check_plain(model: "PreTrainedModel") -> None:
+    """Raise AVError for a model of which a parameter is no plain floating-point tensor in memory."""
+    if not isinstance(model, torch.nn.Module):
+        raise AVError(f"Knobs needs a model in memory, not {model!r}: load it with transformers")
+    if getattr(model, "is_quantized", False):
+        raise AVError("the model is quantised: load it in float32, bfloat16 or float16")
+    if getattr(model, "peft_config", None):
+        raise AVError("the model carries PEFT adapters: make knobs of the model without them")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise AVError(f"{name} is not in memory: load the model without offloading")
+        dtype = parameter.dtype
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise AVError(f"{name} is {dtype}: load the model in float32, bfloat16 or float16")
+        if type(parameter.data) is not torch.Tensor:
+            kind = type(parameter.data).__name__
+            raise AVError(f"{name} is a {kind}: load the model neither quantised nor sharded")
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    digest = Digest()
+    for block in blocks_of(tensor):
+        digest.update(block.cpu())
+    return digest.hexdigest()
+
+
+def _fingerprint_of_source(model: "PreTrainedModel") -> str | None:
+    """That of the checkpoint a model was loaded from, where it holds it, cast to its own dtypes."""
+    if not model.name_or_path:
+        return None
+    try:
+        folder = resolve(model.name_or_path, getattr(model.config, "_commit_hash", None))
+        checkpoint = Checkpoint(folder)
+        layout = Layout.of(model, checkpoint)
+    except AVError:
+        return None
+    if layout.missing or layout.misshapen:
+        return None
+    tensors = named_tensors(model)
+    for group in layout.units:
+        read = {name: checkpoint.read(name) for name in group.disk}
+        for name, value in layout.to_memory(group, read).items():
+            held = tensors[name].detach()
+            if not torch.equal(value.to(held.dtype), held.cpu()):
+                return None
+    return fingerprint(checkpoint)

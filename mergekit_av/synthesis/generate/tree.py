@@ -1,0 +1,131 @@
+"""How personas grow from roots, and which are expanded next."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_av.synthesis.folder import id_of
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The shape.
+
+    Attributes:
+        roots: personas at the start of each round.
+        children: personas that each is expanded to.
+        depth: how often in succession; None for as often as it takes.
+        rounds: each with other roots.
+    """
+
+    roots: int = 5
+    children: int = 5
+    depth: int | None = 4
+    rounds: int = 3
+
+    def size(self) -> int:
+        """Personas in the whole of it, where its depth is given."""
+        return (
+            self.rounds * self.roots * sum(self.children**level for level in range(self.depth + 1))
+        )
+
+
+@dataclass(frozen=True)
+class Node:
+    """A persona in its place."""
+
+    id: str
+    persona: str
+    query: str | None
+    round: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What one completion is for: so many roots of a round, or relations of a persona."""
+
+    round: int
+    count: int
+    parent: Node | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.round}-{self.parent.id if self.parent else 'roots'}"
+
+    @property
+    def depth(self) -> int:
+        return self.parent.depth + 1 if self.parent else 0
+
+
+class Growth:
+    """The personas so far, each once.
+
+    Args:
+        entries: lines of the stage.
+        count: the most personas, shared among the rounds.
+    """
+
+    def __init__(self, tree: Tree, count: int, entries: Iterable[Mapping[str, Any]]):
+        self.tree, self.count = tree, count
+        self.nodes: dict[str, Node] = {}
+        self.tries: Counter[str] = Counter()
+        self._expanded: set[str] = set()
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        self.tries[entry["id"]] += 1
+        if entry["personas"]:
+            self._expanded.add(entry["id"])
+        for one in entry["personas"]:
+            id = id_of(one["persona"])
+            node = Node(id, one["persona"], one["query"], entry["round"], entry["depth"])
+            self.nodes.setdefault(id, node)
+
+    @property
+    def missing(self) -> int:
+        return max(0, self.count - len(self.nodes))
+
+    def roots(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.depth == 0]
+
+    def next(self, tried: set[str]) -> list[Expansion]:
+        """What can be asked for at the same time: the roots of one round, which must differ from all
+        earlier ones, or the relations of the shallowest personas.
+
+        Args:
+            tried: ids of the expansions not to be tried again.
+        """
+        shares = [
+            self.count // self.tree.rounds + (round < self.count % self.tree.rounds)
+            for round in range(self.tree.rounds)
+        ]
+        for round, share in enumerate(shares):
+            start = Expansion(round, min(self.tree.roots, share))
+            if share and start.id not in self._expanded | tried:
+                return [start]
+        wave = []
+        for round, share in enumerate(shares):
+            wave += self._deeper(round, share - len(self._of_round(round)), tried)
+        # Rounds that have nobody new left to expand leave their share to the others.
+        for round in range(self.tree.rounds if not wave else 0):
+            wave += self._deeper(round, self.missing - len(wave) * self.tree.children, tried)
+        return wave
+
+    def _of_round(self, round: int) -> list[Node]:
+        return [node for node in self.nodes.values() if node.round == round]
+
+    def _deeper(self, round: int, missing: int, tried: set[str]) -> list[Expansion]:
+        """The expansions of a round's shallowest personas that so many more may come from."""
+        nodes = [
+            node
+            for node in self._of_round(round)
+            if self.tree.depth is None or node.depth < self.tree.depth
+        ]
+        more = [Expansion(round, self.tree.children, node) for node in nodes]
+        more = [expansion for expansion in more if expansion.id not in self._expanded | tried]
+        wanted = max(0, -(-missing // self.tree.children))
+        depth = min((expansion.depth for expansion in more), default=0)
+        return [expansion for expansion in more if expansion.depth == depth][:wanted]

@@ -1,0 +1,154 @@
+"""The metadata of an alignment vector: the schema of alignment_vector.json."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergekit_av.errors import AVError
+from mergekit_av.io.json import read_json
+from mergekit_av.io.yaml import refuse_unfolding
+
+METADATA = "alignment_vector.json"
+FORMAT_VERSION = 1
+# What the card and av-check show of every vector.
+REQUIRED = {"precision": {"dtype", "difference"}, "statistics": {"weights", "norm", "unchanged"}}
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """Which model a vector belongs to. Only the fingerprint decides; the id is for people."""
+
+    id: str
+    fingerprint: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What alignment_vector.json says.
+
+    Attributes:
+        name: the dimension, e.g. `medical`.
+        base: the model that the vector is a difference to.
+        fingerprint: of the vector's own tensors; tells a damaged copy.
+        levels: the dimension's levels, best first; empty where unknown.
+        precision: stored dtype, and between which weights the difference was taken.
+        training: the settings and losses of the training, or None.
+        statistics: norms and shares of zeros, overall and per tensor.
+        calibration: measured accuracies at some λ, or None.
+        created_with: versions of the packages that wrote the vector.
+        format_version: of this file.
+    """
+
+    name: str
+    base: BaseIdentity
+    fingerprint: str
+    levels: list[str] = field(default_factory=list)
+    precision: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+    statistics: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    created_with: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def read(cls, folder: Path) -> "Metadata":
+        """Raises AVError for a folder without metadata, of another format, or incomplete."""
+        if not (folder / METADATA).is_file():
+            remedy = ""
+            if (folder / "config.json").is_file():
+                remedy = ": it looks like a whole model; make a vector of it with `av-extract BASE MODEL OUT`"
+            raise AVError(f"{folder} is no alignment vector (it has no {METADATA}){remedy}")
+        content = read_json(folder / METADATA)
+        refuse_unfolding(content, folder / METADATA)
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise AVError(
+                f"{folder} has format version {version!r}, this mergekit-av reads {FORMAT_VERSION}: "
+                "update mergekit-av or make the vector again"
+            )
+        try:
+            content["base"] = BaseIdentity(**content["base"])
+            metadata = cls(**content)
+            for part, keys in REQUIRED.items():
+                if not isinstance(content[part], dict):
+                    raise TypeError(f"{part} is no mapping")
+                for key in sorted(keys - set(content[part])):
+                    raise KeyError(f"{part}: {key}")
+        except (KeyError, TypeError) as error:
+            raise AVError(
+                f"{folder / METADATA} is incomplete or has unknown keys: {error}"
+            ) from None
+        for what in metadata.misfits():
+            raise AVError(f"{folder / METADATA}: {what} is missing, or not what it must be")
+        return metadata
+
+    def misfits(self) -> Iterator[str]:
+        """What in the metadata has another type than it must have.
+
+        The calibration is left to those who need it: a merge does not.
+        """
+        base, statistics = self.base, self.statistics
+        texts = {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "base.fingerprint": base.fingerprint,
+            "base.id": base.id,
+            "precision.dtype": self.precision["dtype"],
+            "precision.difference": self.precision["difference"],
+        }
+        yield from (key for key, value in texts.items() if not isinstance(value, str))
+        if not isinstance(base.revision, str | None):
+            yield "base.revision"
+        if type(statistics["weights"]) is not int:
+            yield "statistics.weights"
+        for key in ("norm", "unchanged", "base_norm"):
+            value = statistics.get(key)
+            if not is_number(value) and not (key == "base_norm" and value is None):
+                yield f"statistics.{key}"
+        if not isinstance(self.levels, list) or not all(isinstance(x, str) for x in self.levels):
+            yield "levels"
+        if not isinstance(self.training, dict | None):
+            yield "training"
+        if not isinstance(self.created_with, dict):
+            yield "created_with"
+
+    def calibrated(self, level: str) -> float:
+        """The λ that was measured to bring out a level (`av-sweep --write-card`).
+
+        Raises:
+            AVError: nothing was measured, there is no such level, or no usable λ brings it out.
+        """
+        if self.calibration is None:
+            raise AVError(
+                f"the vector {self.name!r} has no calibration: run `av-sweep --write-card`, or "
+                "give λ as a number"
+            )
+        try:
+            levels = {name: found["lambda"] for name, found in self.calibration["levels"].items()}
+        except (KeyError, TypeError, AttributeError):
+            levels = {level: math.nan}
+        if level not in levels:
+            raise AVError(f"{self.name!r} has no level {level!r}: there are {', '.join(levels)}")
+        value = levels[level]
+        if value is None:
+            raise AVError(
+                f"no λ in the usable range of {self.name!r} makes {level!r} dominant: give λ as a "
+                "number"
+            )
+        if not is_number(value):
+            raise AVError(
+                f"the calibration of {self.name!r} is damaged: run `av-sweep --write-card` again"
+            )
+        return float(value)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def is_number(value: Any) -> bool:
+    """Whether something from JSON is a finite number; truth values are none."""
+    return type(value) in (int, float) and math.isfinite(value)
