@@ -1,4 +1,4 @@
-"""The one kind of error that a user is expected to meet."""
+"""Errors that a user is expected to meet, each in one line."""
 
 import re
 
@@ -28,6 +28,12 @@ class AVError(click.ClickException):
 
     def __str__(self) -> str:
         return self.message
+
+
+class UsageError(AVError):
+    """A wrong combination of arguments; commands end with exit code 2."""
+
+    exit_code = 2
 
 
 def one_line(message: str) -> str:

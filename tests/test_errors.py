@@ -124,7 +124,7 @@ def test_memory_of_an_accelerator_counts_and_other_errors_do_not():
     "environment", [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii"}]
 )
 def test_a_terminal_without_a_lambda_is_written_to(environment):
-    program = "from mergekit_av.cli.command.sweep import av_sweep; av_sweep(['--help'])"
+    program = "from mergekit_av.cli.sweep import av_sweep; av_sweep(['--help'])"
     ended = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | environment,

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from mergekit_av import AlignmentVector, AVError, extract
 from mergekit_av.cli.check import av_check
 from mergekit_av.cli.extract import av_extract
-from mergekit_av.io import checkpoint
+from mergekit_av.io import writer
 from mergekit_av.io.checkpoint import SINGLE, Checkpoint
 from mergekit_av.io.fingerprint import fingerprint
 from mergekit_av.text.card import BEGIN, END, Kept
@@ -88,7 +88,7 @@ def test_shards_of_either_model(base, aligned, tmp_path, sharded):
 
 
 def test_a_large_vector_is_sharded(base, aligned, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_SIZE", "20KB")
+    monkeypatch.setattr(writer, "MAX_SHARD_SIZE", "20KB")
     vector = extract(base, aligned, tmp_path / "av")
     assert len(list(vector.folder.glob("*.safetensors"))) > 2
     vector.check()

@@ -422,7 +422,7 @@ def test_every_command_takes_ids(hub, client, av, base, aligned, tmp_path):
     assert metadata.base.fingerprint == fingerprint(Checkpoint(base))
     program = """
 from mergekit_av import Knobs
-from mergekit_av.models.load.load import load_model
+from mergekit_av.models.load import load_model
 knobs = Knobs(load_model("me/base", dtype="auto", device="cpu"), legal="me/legal-av")
 knobs.set(legal=0.5)
 print(knobs)
@@ -463,7 +463,7 @@ def test_a_base_is_known_by_its_weights_not_by_its_name(hub, client, av, base, t
 OFFLINE = """
 import pathlib, shutil, sys
 from click.testing import CliRunner
-from mergekit_av.cli.command.check import av_check
+from mergekit_av.cli.check import av_check
 def check():
     result = CliRunner().invoke(av_check, ["me/legal-av"])
     print(result.exit_code, result.output.splitlines()[-1])

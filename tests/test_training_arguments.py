@@ -247,7 +247,7 @@ def test_base_without_chat_template_works_and_the_format_is_stated(folder):
 TELEMETRY = """
 from contextlib import suppress
 from mergekit_av.errors import AVError
-from mergekit_av.cli.command.train import av_train
+from mergekit_av.cli.train import av_train
 with suppress(AVError):
     av_train.main(["--domain", "none"], standalone_mode=False)
 from huggingface_hub import constants

@@ -1,8 +1,9 @@
-"""`av-extract` and `av-check`, and what all commands share."""
+"""What all commands share: usage errors, signals, output, each in one line."""
 
 import contextlib
 import functools
 import io
+import logging
 import math
 import os
 import signal
@@ -68,7 +69,7 @@ def command(function: Callable) -> click.Command:
 
     @functools.wraps(function)
     def run(*args, **kwargs):
-        with _termination_as_interrupt() as terminated:
+        with _log_on_stderr(), _termination_as_interrupt() as terminated:
             try:
                 _refuse_no_numbers(kwargs)
                 return function(*args, **kwargs)
@@ -92,6 +93,24 @@ def command(function: Callable) -> click.Command:
 def say(text: str, err: bool = False) -> None:
     """Print what may quote a stranger's file: as text, whatever a terminal would make of it."""
     click.echo(printable(text), err=err)
+
+
+class _Saying(logging.Handler):
+    """Shows a log to the user of a command, as plain text."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), err=True)
+
+
+@contextlib.contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Show on stderr what the package logs, from warnings on, while the block lasts."""
+    log, handler = logging.getLogger("mergekit_av"), _Saying()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _refuse_no_numbers(options: dict[str, Any]) -> None:

@@ -161,7 +161,6 @@ def av_train(
 
     # transformers announces that fields which TRL uses are to be renamed; no user can help it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("trl.trainer.dpo_trainer").addFilter(_not_said_by_us)
     logging.getLogger("mergekit_av").setLevel(logging.INFO)
     jobs = [
