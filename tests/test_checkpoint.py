@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mergekit_av import AVError
-from mergekit_av.io import checkpoint, writer
+from mergekit_av.io import checkpoint
+from mergekit_av.io import writer as io_writer
 from mergekit_av.io.checkpoint import INDEX, SINGLE, Checkpoint
 from mergekit_av.io.fingerprint import combined_fingerprint, fingerprint, non_finite
 from mergekit_av.io.writer import CheckpointWriter
@@ -222,7 +223,7 @@ def test_a_place_that_is_no_folder_is_refused(base, tmp_path):
 @pytest.mark.parametrize("size", ["5GB", "20KB"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_the_writer_writes_others_read(tmp_path, monkeypatch, size, dtype):
-    monkeypatch.setattr(writer, "MAX_SHARD_SIZE", size)
+    monkeypatch.setattr(io_writer, "MAX_SHARD_SIZE", size)
     monkeypatch.setattr(checkpoint, "BLOCK", 1000)
     source = make_model(tmp_path / "source", tied=False, dtype=dtype)
     opened = Checkpoint(source)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from mergekit_av import AlignmentVector, AVError, extract
 from mergekit_av.cli.check import av_check
 from mergekit_av.cli.extract import av_extract
-from mergekit_av.io import writer
+from mergekit_av.io import checkpoint, writer
 from mergekit_av.io.checkpoint import SINGLE, Checkpoint
 from mergekit_av.io.fingerprint import fingerprint
 from mergekit_av.text.card import BEGIN, END, Kept
