@@ -29,6 +29,7 @@ from typing import Any
 import click
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 from merging import make_recipe, merge
 from safetensors.torch import load_file, save_file
@@ -65,6 +66,10 @@ def same(name: str, found: Any) -> None:
         assert content == wanted, f"{name}: other bytes"
     else:
         assert content.decode() == wanted.decode()
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text("utf-8"))
 
 
 def thaw(name: str, target: Path) -> Path:
@@ -105,7 +110,7 @@ def key_paths(content: Any, path: str = "") -> set[str]:
 
 def same_keys(name: str, file: Path) -> None:
     """Assert that a JSON file has the keys of the frozen list, and no others."""
-    content = json.loads(file.read_text("utf-8"))
+    content = read(file)
     same(f"keys/{name}.txt", "\n".join(sorted(key_paths(content))) + "\n")
 
 
@@ -322,12 +327,7 @@ def sha256_of(tensors: dict[str, torch.Tensor]) -> str:
 def test_merges(here):
     found = {}
     for number, (name, (base, lambdas, top)) in enumerate(MERGES.items()):
-        recipe = make_recipe(
-            Path(f"./{base}"), {Path(f"./{av}"): value for av, value in lambdas.items()}, **top
-        )
-        recipe["base_model"] = f"./{base}"
-        for model in recipe["models"]:
-            model["model"] = f"./{model['model']}"
+        recipe = make_recipe(f"./{base}", {f"./{av}": x for av, x in lambdas.items()}, **top)
         found[name] = sha256_of(merge(recipe, here / f"merged-{number}"))
     same("merges.json", found)
     assert len({*found.values()}) == len(found)  # each tells something of its own
@@ -341,9 +341,7 @@ def test_a_merge_that_is_longer_than_a_chunk_and_the_end_of_the_noise(tmp_path, 
     succeed("av-extract", base, aligned, "tone")
     found = {}
     for seed in (0, 5):
-        recipe = make_recipe(Path("base"), {}, parameters={"seed": seed})
-        recipe |= {"base_model": "./base"}
-        recipe["models"] = [{"model": "./tone", "parameters": {"lambda": -0.7}}]
+        recipe = make_recipe("./base", {"./tone": -0.7}, parameters={"seed": seed})
         found[f"seed {seed}"] = sha256_of(merge(recipe, tmp_path / f"merged-{seed}"))
     found["fingerprint"] = AlignmentVector.open("tone").metadata.fingerprint
     same("long_merges.json", found)
@@ -364,10 +362,7 @@ def test_extracting_again_writes_the_same(here, name):
         same_file(f"vectors/{name}/{METADATA}", Path(f"again/{name}/{METADATA}"))
     for file in (WEIGHTS, "config.json"):
         same_file(f"vectors/{name}/{file}", Path(f"again/{name}/{file}"))
-    before, now = (
-        json.loads((folder / name / METADATA).read_text("utf-8"))
-        for folder in (FROZEN / "vectors", Path("again"))
-    )
+    before, now = (read(folder / name / METADATA) for folder in (FROZEN / "vectors", Path("again")))
     assert before.pop("created_with").keys() == now.pop("created_with").keys()
     assert json.dumps(now) == json.dumps(before)
 
@@ -375,7 +370,7 @@ def test_extracting_again_writes_the_same(here, name):
 @pytest.mark.parametrize("name", EXTRACTIONS)
 def test_a_vector_is_read_with_every_field(here, name):
     vector = AlignmentVector.open(name)
-    assert_read(vector, json.loads((here / name / METADATA).read_text("utf-8")))
+    assert_read(vector, read(here / name / METADATA))
     assert "weights unchanged" in succeed("av-check", name, "--base", "base").stdout
     for tensor, value in load_file(here / name / WEIGHTS).items():
         assert torch.equal(vector.tensor(tensor), value.float())
@@ -415,12 +410,12 @@ SEARCH = [
 def test_a_store_of_a_sweep_answers_all_that_a_sweep_asks(here):
     """The keys of evaluations: a key that is another would be measured, and added to the store."""
     store = thaw("sweep.jsonl", here / "out/evaluations.jsonl")
-    before = json.loads((here / "tone" / METADATA).read_text("utf-8"))
+    before = read(here / "tone" / METADATA)
     own_copy(here / "tone")
     succeed("av-sweep", *SWEEP, "--out", "out", "--write-card")
     same_file("sweep.jsonl", store)
     same_keys("av-sweep", here / "out/sweep.json")
-    calibrated = json.loads((here / "tone" / METADATA).read_text("utf-8"))
+    calibrated = read(here / "tone" / METADATA)
     calibration = calibrated.pop("calibration")
     if WRITE:
         same("calibration.json", calibration)
@@ -438,6 +433,7 @@ def test_a_store_of_a_search_answers_all_that_a_search_asks(here):
     )
     assert run("av-search", *SEARCH, "--all", "--runs", "out", "--out", "all").exit_code == 0
     same_file("search.jsonl", store)
+    same("recipe.json", yaml.safe_load((here / "mine.yml").read_text("utf-8")))
     same_keys("av-search", here / "out/mine.json")
     same_keys("av-search-all", here / "out/combinations.json")
 
@@ -518,7 +514,7 @@ def test_a_folder_of_av_synth_is_gone_on_with_and_nothing_is_asked_again(here, c
     for name in (*MADE, "records", "dropped"):
         same_file(f"synthesis/{name}.jsonl", data / f"{name}.jsonl")
     for name in ("settings", "spending"):
-        now, before = (json.loads((folder / f"{name}.json").read_text("utf-8"))
+        now, before = (read(folder / f"{name}.json")
                        for folder in (data, FROZEN / "synthesis"))  # fmt: skip
         for stage in (*now.values(), *before.values()):
             stage.pop("base_url", None)
@@ -578,8 +574,6 @@ RUNS = {
 }  # fmt: skip
 # Where a run is, and how it is shown, is no part of its settings.
 INCIDENTAL = {"output_dir", "run_name", "logging_dir", "disable_tqdm", "local_rank", "hub_token"}
-# The moment at which a run has only its vector left to write.
-TRAINED = r"write avs/\.tone.*/model.safetensors"
 
 
 def trl_defaults(folder: Path) -> dict[str, Any]:
@@ -590,69 +584,96 @@ def trl_defaults(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_of_av_train_is_known_and_gone_on_with(here, name):
-    """It was trained, and killed before its vector was written: nothing is left to train."""
-    options = [
-        "--domain",
-        "tone.yml",
-        "--base",
-        "base",
-        "--bf16",
-        "false",
-        "--use_cpu",
-        "true",
-        *RUNS[name],
-    ]
-    frozen, defaults, tone = (
-        f"training/{name}/settings.json",
-        trl_defaults(here),
-        here / "runs/tone",
-    )
+def av_train(name: str, *more: str) -> Result:
+    options = ["--domain", "tone.yml", "--base", "base", "--bf16", "false", "--use_cpu", "true"]
+    return run("av-train", *options, *RUNS[name], *more)
 
-    def av_train(*more: str) -> Result:
-        return run("av-train", *options, *more)
 
+def write_frozen_run(here: Path, name: str) -> None:
+    """Train, kill it when only the vector is left to write, and keep what of the run is small."""
+    defaults, tone, frozen = trl_defaults(here), here / "runs/tone", f"training/{name}"
+    options = ["--domain", "tone.yml", "--base", "base", "--use_cpu", "true", *RUNS[name]]
+    kill(here, *options, at=r"write avs/\.tone.*/model.safetensors")
+    settings = read(tone / "settings.json")
+    own = {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
+    same(f"{frozen}/settings.json", own)
+    same(f"{frozen}/history.json", read(tone / "history.json"))
+    assert read(tone / "aligned.json")
+    last = max(tone.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    state = read(last / "trainer_state.json")
+    same(f"{frozen}/trainer_state.json", state)
+    assert last.name == f"checkpoint-{state['global_step']}"
+    shutil.rmtree(here / "runs")
+
+
+def thaw_run(here: Path, name: str) -> Path:
+    """Put the folder of a run that was trained to its end where av-train looks for it."""
     if WRITE:
-        kill(here, *options, at=TRAINED)
-        same(
-            f"training/{name}/history.json", json.loads((tone / "history.json").read_text("utf-8"))
-        )
-        settings = json.loads((tone / "settings.json").read_text("utf-8"))
-        same(frozen, {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]})
-        shutil.rmtree(tone)
+        write_frozen_run(here, name)
+    tone = here / "runs/tone"
     tone.mkdir(parents=True)
-    settings = defaults | json.loads((FROZEN / frozen).read_text("utf-8"))
+    settings = trl_defaults(here) | read(FROZEN / f"training/{name}/settings.json")
     (tone / "settings.json").write_text(json.dumps(settings), "utf-8")
-    shutil.copyfile(FROZEN / f"training/{name}/history.json", tone / "history.json")
+    return tone
+
+
+def assert_vector_of_run(here: Path, name: str, seconds: float | None) -> None:
+    """Assert that the vector is there, with the frozen history, and the run is not any more."""
+    assert not any((here / "runs").iterdir()), "the run was not known as one"
+    assert (here / f"avs/tone/{WEIGHTS}").read_bytes() == (here / f"tone/{WEIGHTS}").read_bytes()
+    history = read(FROZEN / f"training/{name}/history.json")
+    assert read(here / f"avs/tone/{METADATA}")["training"] == {**history, "seconds": seconds}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_trained_run_is_known_and_its_vector_written(here, name):
+    """It was killed before its vector was written."""
+    tone = thaw_run(here, name)
+    history = FROZEN / f"training/{name}/history.json"
+    shutil.copyfile(history, tone / "history.json")
     (tone / "aligned.json").write_text(json.dumps(["config.json", WEIGHTS]), "utf-8")
     shutil.copytree(here / "tone-aligned", tone / "aligned")
     if name == "paper":
-        assert "runs/tone holds an earlier run: continue it with --resume" in av_train().stderr
-        other = av_train("--resume", "--weight_decay", "0.5").stderr
-        assert "runs/tone was started with weight_decay 0.0, not 0.5" in other
+        again = av_train(name)
+        assert "runs/tone holds an earlier run: continue it with --resume" in again.stderr
+        other = av_train(name, "--resume", "--weight_decay", "0.5")
+        assert "runs/tone was started with weight_decay 0.0, not 0.5" in other.stderr
+        assert (again.exit_code, other.exit_code) == (1, 1)
 
-    result = av_train("--resume")
+    result = av_train(name, "--resume")
     assert result.exit_code == 0, (result.output, result.exception)
-    assert not any((here / "runs").iterdir()), "the run was not known as one"
-    assert (here / f"avs/tone/{WEIGHTS}").read_bytes() == (here / f"tone/{WEIGHTS}").read_bytes()
-    metadata = json.loads((here / f"avs/tone/{METADATA}").read_text("utf-8"))
-    history = json.loads((FROZEN / f"training/{name}/history.json").read_text("utf-8"))
-    assert metadata["training"] == history
+    assert_vector_of_run(here, name, read(history)["seconds"])
+
+
+def test_a_run_whose_last_checkpoint_is_whole_is_not_trained_again(here):
+    """It was killed before its aligned model was written: manifest.json says what is whole."""
+    tone, frozen = thaw_run(here, "spectrum"), FROZEN / "training/spectrum"
+    step = read(frozen / "trainer_state.json")["global_step"]
+    checkpoint = Path(shutil.copytree(here / "tone-aligned", tone / f"checkpoint-{step}"))
+    shutil.copyfile(frozen / "trainer_state.json", checkpoint / "trainer_state.json")
+    (checkpoint / "part").mkdir()
+    (checkpoint / "part/state.json").write_text("{}", "utf-8")
+    names = ("config.json", WEIGHTS, "part/state.json", "trainer_state.json")
+    sizes = {name: (checkpoint / name).stat().st_size for name in names}
+    (checkpoint / "manifest.json").write_text(json.dumps(sizes), "utf-8")
+
+    result = av_train("spectrum", "--resume")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert_vector_of_run(here, "spectrum", None)
 
 
 def test_a_trained_and_calibrated_vector_is_read_with_every_field(here):
     """Its metadata is what a training and a sweep of today leave."""
     av = Path(shutil.copytree("tone", "full"))
-    content = json.loads((av / METADATA).read_text("utf-8"))
+    content = read(av / METADATA)
     if WRITE:
         content["base"]["revision"] = "a" * 40
-        content["training"] = json.loads((FROZEN / "training/paper/history.json").read_text())
-        content["calibration"] = json.loads((FROZEN / "calibration.json").read_text())
+        content["training"] = read(FROZEN / "training/paper/history.json")
+        content["calibration"] = read(FROZEN / "calibration.json")
         same("full.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     shutil.copyfile(FROZEN / "full.json", av / METADATA)
     vector = AlignmentVector.open(av)
-    content = json.loads((FROZEN / "full.json").read_text("utf-8"))
+    content = read(FROZEN / "full.json")
     assert_read(vector, content)
     for level, best in content["calibration"]["levels"].items():
         if best["lambda"] is not None:
