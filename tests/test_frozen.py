@@ -40,7 +40,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig
 
 import mergekit_av
-from mergekit_av import AlignmentVector
+from mergekit_av import AlignmentVector, load_domain, load_records
 from mergekit_av.checkpoint import Checkpoint, fingerprint
 from mergekit_av.journal import Journal, read_journal
 
@@ -291,6 +291,14 @@ def test_fingerprints(tmp_path):
         folder.mkdir()
         save_file(tensors, folder / WEIGHTS)
         found[name] = fingerprint(Checkpoint(folder))
+    # The order of shards is not that of the names.
+    shards = {"b": "model-1.safetensors", "a": "model-2.safetensors"}
+    (tmp_path / "shards").mkdir()
+    for name, file in shards.items():
+        save_file({name: numbers(name, (3, 5), 9)}, tmp_path / "shards" / file)
+    index = json.dumps({"metadata": {}, "weight_map": shards})
+    (tmp_path / "shards/model.safetensors.index.json").write_text(index, "utf-8")
+    found["shards"] = fingerprint(Checkpoint(tmp_path / "shards"))
     same("fingerprints.json", found)
 
 
@@ -407,6 +415,26 @@ SEARCH = [
 ]  # fmt: skip
 
 
+REPORTS = ("json", "md", "png", "svg")
+
+
+def test_records_without_ids_and_splits_get_the_same_ones(tmp_path):
+    """Else a model would be tested on what it was trained on."""
+    rows = [
+        {"prompt": f"How soon is train {n} here?", "chosen": "a", "rejected": "b"}
+        for n in range(99)
+    ]
+    rows += [{**row, "id": f"own {n}"} for n, row in enumerate(rows[:50:2])]
+    rows += [{**row, "prompt": [{"role": "user", "content": f"Ü {n}"}],
+              "chosen": [{"role": "assistant", "content": "a"}],
+              "rejected": [{"role": "assistant", "content": "b"}]}
+             for n, row in enumerate(rows[:9])]  # fmt: skip
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    records = load_records(load_domain(FROZEN / "pace.yml"), file)
+    same("records.txt", "".join(f"{record.id} {record.split}\n" for record in records))
+
+
 def test_a_store_of_a_sweep_answers_all_that_a_sweep_asks(here):
     """The keys of evaluations: a key that is another would be measured, and added to the store."""
     store = thaw("sweep.jsonl", here / "out/evaluations.jsonl")
@@ -414,6 +442,9 @@ def test_a_store_of_a_sweep_answers_all_that_a_sweep_asks(here):
     own_copy(here / "tone")
     succeed("av-sweep", *SWEEP, "--out", "out", "--write-card")
     same_file("sweep.jsonl", store)
+    assert {file.name for file in Path("out").iterdir()} == {
+        "evaluations.jsonl", "report.md", "sweep.csv", "sweep.json", "sweep.png", "sweep.svg",
+    }  # fmt: skip
     same_keys("av-sweep", here / "out/sweep.json")
     calibrated = read(here / "tone" / METADATA)
     calibration = calibrated.pop("calibration")
@@ -433,6 +464,8 @@ def test_a_store_of_a_search_answers_all_that_a_search_asks(here):
     )
     assert run("av-search", *SEARCH, "--all", "--runs", "out", "--out", "all").exit_code == 0
     same_file("search.jsonl", store)
+    reports = {f"{name}.{end}" for name in ("mine", "combinations") for end in REPORTS}
+    assert {file.name for file in Path("out").iterdir()} == {"evaluations.jsonl", *reports}
     same("recipe.json", yaml.safe_load((here / "mine.yml").read_text("utf-8")))
     same_keys("av-search", here / "out/mine.json")
     same_keys("av-search-all", here / "out/combinations.json")
@@ -667,6 +700,7 @@ def test_a_trained_and_calibrated_vector_is_read_with_every_field(here):
     av = Path(shutil.copytree("tone", "full"))
     content = read(av / METADATA)
     if WRITE:
+        content["name"] = "Ton für Gäste"
         content["base"]["revision"] = "a" * 40
         content["training"] = read(FROZEN / "training/paper/history.json")
         content["calibration"] = read(FROZEN / "calibration.json")
