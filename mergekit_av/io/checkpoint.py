@@ -122,6 +122,17 @@ class Checkpoint(Mapping[str, TensorInfo]):
     def __len__(self) -> int:
         return len(self._infos)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, by name."""
+        return {name: info.shape for name, info in self.items()}
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files that the checkpoint is made of: its shards, and their index."""
+        index = self.folder / INDEX
+        return [*self.files, *([index] if index.is_file() else [])]
+
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, on the CPU."""
         with _opened(self[name].file) as tensors:
