@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from mergekit_av.errors import AVError, printable
-from mergekit_av.io.checkpoint import INDEX
 from mergekit_av.text.card import Kept
 
 from .errors import hub_errors
@@ -186,5 +186,5 @@ def _stale(there: list[str], contents: Mapping[str, Path | bytes]) -> list[str]:
         for path in there
         if path not in contents
         and "/" not in path
-        and (path.endswith(".safetensors") or path == INDEX)
+        and (path.endswith(".safetensors") or path == SAFETENSORS_INDEX_FILE)
     ]

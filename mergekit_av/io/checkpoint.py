@@ -13,12 +13,12 @@ from pathlib import Path
 from types import EllipsisType
 
 import torch
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError, safe_open
 
 from mergekit_av.errors import AVError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE
 # Elements read at a time: memory is bounded by a few blocks, however large a tensor is. Fingerprints
 # are made of blocks, so another size would not know the vectors there are.
 BLOCK = 1 << 20
