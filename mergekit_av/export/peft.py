@@ -21,7 +21,7 @@ from mergekit_av.io.atomic import Kind, check_vacant, entries, whole_folder
 from mergekit_av.io.checkpoint import blocks_of
 from mergekit_av.io.writer import CheckpointWriter
 from mergekit_av.models.layout import Layout
-from mergekit_av.models.load import default_device, load_shape
+from mergekit_av.models.load import default_device
 from mergekit_av.text.card import Kept, with_kept
 from mergekit_av.vectors.license import license_of
 from mergekit_av.vectors.low_rank import low_rank
@@ -82,7 +82,7 @@ def export_lora(
     if dtype not in VECTOR_DTYPES:
         raise AVError(f"an adapter's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
     check_vacant(Path(out), overwrite, ADAPTER)
-    model = load_shape(vector.folder)
+    model = vector.shape_of_base()
     layout = vector.layout(model)
     weights = _Deltas(vector, layout)
     vector.check()

@@ -29,7 +29,9 @@ from mergekit_av.vectors.arithmetic import Rounding, add_vectors
 from mergekit_av.vectors.card import PAPER
 from mergekit_av.vectors.vector import AlignmentVector
 
-from .architecture import check_planned, install
+from .architecture import check_planned
+from .loader import folder_of_vector, read_through
+from .planning import install
 from .recipe import METHOD, read_coefficient
 
 Coefficient = Annotated[float | None, BeforeValidator(read_coefficient)]
@@ -77,9 +79,9 @@ class AlignmentVectorMerge(GroupMergeMethod):
             return
         check_planned(base_id, base)
         for input_id in input_ids:
-            folder = _folder(input_id)
-            if folder is not None and input_id != base_id:
-                _open_checked(folder, base)
+            if isinstance(input_id, ModelReference) and input_id != base_id:
+                vector = _open_checked(folder_of_vector(input_id), base)
+                read_through(input_id, vector.delta)
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
         name = group.metadata.name or ""

@@ -176,17 +176,23 @@ def _quantisations(config: Any) -> Iterator[Any]:
                 yield from _quantisations(value)
 
 
-def load_shape(source: str | os.PathLike, dtype: str = "float32"):
-    """What `load_model` loads, without its weights: it takes no memory and computes nothing.
+def load_shape(source: str | os.PathLike, dtype: str = "float32", tensors: int | None = None):
+    """Return what `load_model` loads, without its weights: it takes no memory and computes nothing.
+
+    Args:
+        dtype: see `load_model`.
+        tensors: how many the model has on disk, where the folder is no checkpoint.
 
     Raises:
-        AVError: config.json is of no causal LM.
+        AVError: config.json is of no causal LM, or of one with far more modules than tensors.
     """
     folder = resolve(source)
     _checked(folder)
-    checkpoint = Checkpoint(folder)
-    dtype = own_dtype(checkpoint) if dtype == "auto" else dtype
-    most = MODULES_PER_TENSOR * len(checkpoint) + MODULES
+    if tensors is None:
+        checkpoint = Checkpoint(folder)
+        tensors = len(checkpoint)
+        dtype = own_dtype(checkpoint) if dtype == "auto" else dtype
+    most = MODULES_PER_TENSOR * tensors + MODULES
     try:
         config = _config(folder)
         with torch.device("meta"), modules_up_to(most):
