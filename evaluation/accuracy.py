@@ -16,12 +16,11 @@ from mergekit_av.models.scoring import (
     with_equal_responses,
     within_context,
 )
-from mergekit_av.stats import votes
+from mergekit_av.stats import Estimate, mean_interval, votes, wilson
 from mergekit_av.text.tables import aligned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from mergekit_av.stats import Estimate, mean_interval, wilson
 
 
 @dataclass(frozen=True)

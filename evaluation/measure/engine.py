@@ -11,9 +11,10 @@ from mergekit_av.models.scoring import mean_log_probs
 from mergekit_av.runtime.knobs import Knobs
 from mergekit_av.vectors.arithmetic import Rounding
 
+from .requests import Job, Measured
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from .requests import Job, Measured
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_av.data.domain import Domain
+from mergekit_av.evaluation.plotting import COLOURS, load_pyplot, save
 
 if TYPE_CHECKING:
     from .result import Sweep
-from mergekit_av.evaluation.plotting import COLOURS, load_pyplot, save
 
 OUTSIDE = "0.88"
 

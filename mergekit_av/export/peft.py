@@ -28,10 +28,10 @@ from mergekit_av.vectors.low_rank import low_rank
 from mergekit_av.vectors.writing import VECTOR_DTYPES
 
 from .card import is_of_vector, lora_card
+from .loss import RANKS, LoraExport, _kept_at, _parts
 
 if TYPE_CHECKING:
     from mergekit_av.vectors.vector import AlignmentVector
-from .loss import RANKS, LoraExport, _kept_at, _parts
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 # PEFT writes adapters of the same three files: only the card tells ours.
