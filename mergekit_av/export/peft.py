@@ -181,9 +181,8 @@ def _target_modules(model: torch.nn.Module, layers: Sequence[str]) -> list[str]:
     last = {layer.rpartition(".")[2] for layer in layers}
     others = {name for name, _ in model.named_modules()} - set(layers)
     shared = {name.rpartition(".")[2] for name in others} & last
-    return sorted({x for x in last if x not in shared} | {
-        layer for layer in layers if layer.rpartition(".")[2] in shared
-    })  # fmt: skip
+    whole = [layer for layer in layers if layer.rpartition(".")[2] in shared]
+    return sorted({*(last - shared), *whole})
 
 
 def _device(name: str | None) -> torch.device:

@@ -21,28 +21,83 @@ EXPERTS = re.compile(r"eager|batched_mm|grouped_mm")
 IMPLEMENTATIONS = {"attn_implementation": ATTENTION, "experts_implementation": EXPERTS}
 # What names code, or files that say something else than the one that is looked at.
 OF_CODE = (
-    "auto_map", "configuration_files", "custom_generate", "custom_pipelines", "trust_remote_code",
-    "use_kernels", "kernel_config", "kernel_mapping",
-)  # fmt: skip
+    "auto_map",
+    "configuration_files",
+    "custom_generate",
+    "custom_pipelines",
+    "trust_remote_code",
+    "use_kernels",
+    "kernel_config",
+    "kernel_mapping",
+)
 # Methods of quantisation whose code is in a package that the user has installed.
 QUANTISATIONS = (
-    "awq", "bitsandbytes", "compressed-tensors", "gptq", "hqq", "quanto", "torchao",
-)  # fmt: skip
+    "awq",
+    "bitsandbytes",
+    "compressed-tensors",
+    "gptq",
+    "hqq",
+    "quanto",
+    "torchao",
+)
 # PEFT's adapters that are nothing but weights which can be merged with their base's.
 ADAPTERS = (
-    "LORA", "ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HRA", "IA3", "LN_TUNING",
-    "LOHA", "LOKR", "MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA",
+    "LORA",
+    "ADALORA",
+    "BOFT",
+    "C3A",
+    "DELORA",
+    "FOURIERFT",
+    "GRALORA",
+    "HRA",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "MISS",
+    "OFT",
+    "RANDLORA",
+    "ROAD",
+    "SHIRA",
+    "TRAINABLE_TOKENS",
+    "VBLORA",
+    "VERA",
     "WAVEFT",
-)  # fmt: skip
+)
 # Endings under which pickles are known, for the message; what may lie in a folder is HARMLESS.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Beside names without an ending, such as LICENSE or .gitattributes. The last line is what
 # `hf download`, git, and a command of ours that was killed leave.
 HARMLESS = {
-    ".csv", ".gguf", ".gif", ".jinja", ".jpeg", ".jpg", ".json", ".jsonl", ".log", ".md", ".pdf",
-    ".png", ".safetensors", ".svg", ".tsv", ".txt", ".webp", ".yaml", ".yml",
-    ".idx", ".incomplete", ".lock", ".metadata", ".pack", ".rev", ".sample", ".tag", ".tmp",
-}  # fmt: skip
+    ".csv",
+    ".gguf",
+    ".gif",
+    ".jinja",
+    ".jpeg",
+    ".jpg",
+    ".json",
+    ".jsonl",
+    ".log",
+    ".md",
+    ".pdf",
+    ".png",
+    ".safetensors",
+    ".svg",
+    ".tsv",
+    ".txt",
+    ".webp",
+    ".yaml",
+    ".yml",
+    ".idx",
+    ".incomplete",
+    ".lock",
+    ".metadata",
+    ".pack",
+    ".rev",
+    ".sample",
+    ".tag",
+    ".tmp",
+}
 # Of sentencepiece; any other .model may be a pickle.
 SENTENCEPIECE = "tokenizer.model"
 SNAPSHOTS = "snapshots"

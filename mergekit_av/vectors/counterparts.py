@@ -24,13 +24,33 @@ log = logging.getLogger(__name__)
 
 # Settings that change what a model computes of its weights, whatever these are.
 USES = (
-    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "layer_types",
-    "sliding_window", "hidden_act", "hidden_activation", "activation_function", "rms_norm_eps",
-    "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_parameters", "partial_rotary_factor",
-    "num_experts_per_tok", "norm_topk_prob", "routed_scaling_factor", "query_pre_attn_scalar",
-    "attn_logit_softcapping", "final_logit_softcapping", "attention_multiplier",
-    "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale",
-)  # fmt: skip
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "layer_types",
+    "sliding_window",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_eps",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "attention_multiplier",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "logit_scale",
+)
 
 
 class Counterparts:
