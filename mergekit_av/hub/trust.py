@@ -130,7 +130,7 @@ def refuse_code(config: Mapping[str, Any], where: Path, known: bool = False) -> 
 
 
 def asks_for_flash(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration that `refuse_code` lets pass asks for flash attention."""
+    """Return whether a configuration that `refuse_code` lets pass asks for flash attention."""
     return any(
         FLASH.fullmatch(name)
         for key, value in every(config)
@@ -140,7 +140,7 @@ def asks_for_flash(config: Mapping[str, Any]) -> bool:
 
 
 def _names(value: Any) -> list[str]:
-    """The implementations that a configuration names: one, or one for each of its parts."""
+    """Return the implementations that a configuration names: one, or one for each of its parts."""
     parts = [value, *(part for _, part in every(value))]
     return [str(part) for part in parts if not isinstance(part, bool | dict | list | None)]
 
@@ -181,7 +181,8 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 def _in_repository(folder: Path) -> list[str]:
-    """All files of the Hub repository that a folder is a snapshot of, where its list is cached."""
+    """Return all files of the Hub repository that a folder is a snapshot of, where its list is
+    cached."""
     if folder.parent.name != SNAPSHOTS:
         return []
     from huggingface_hub import get_cached_repo_tree

@@ -143,7 +143,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return [*self.files, *([index] if index.is_file() else [])]
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor, on the CPU."""
+        """Return the whole tensor, on the CPU."""
         with _opened(self[name].file) as tensors:
             return tensors.get_tensor(name)
 
@@ -157,7 +157,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return tensors
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The tensor's values in order, flat, in pieces of whole rows of about `BLOCK` elements.
+        """Yield the tensor's values in order, flat, in pieces of whole rows of about `BLOCK`
+        elements.
 
         Where the pieces begin depends on the shape alone. They are read, not mapped: memory stays at
         one block, and a block takes a quarter of the time that its pages would.
@@ -173,14 +174,15 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
 
 def blocks_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor in memory, flat and in the pieces of `Checkpoint.blocks`; on the tensor's device."""
+    """Yield a tensor in memory, flat and in the pieces of `Checkpoint.blocks`; on the tensor's
+    device."""
     for rows, _ in _pieces(tuple(tensor.shape)):
         yield tensor[rows].reshape(-1)
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice | EllipsisType, int]]:
-    """The rows of one block after another, and how many values they have; all of a tensor that is no
-    larger than a block."""
+    """Yield the rows of one block after another, and how many values they have; all of a tensor
+    that is no larger than a block."""
     numel = math.prod(shape)
     if not shape or numel <= BLOCK:
         yield ..., numel
@@ -193,7 +195,7 @@ def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice | EllipsisType, int]
 
 
 def _offsets(file: Path) -> dict[str, int]:
-    """Name → where its values begin in a safetensors file."""
+    """Return where the values of each tensor begin in a safetensors file, in bytes."""
     with _opened(file), open(file, "rb") as content:  # safetensors checks the header
         length = int.from_bytes(content.read(8), "little")
         header = json.loads(content.read(length))
@@ -211,7 +213,7 @@ def _opened(file: Path):
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite."""
+    """Return whether no value is NaN or infinite."""
     if not values.dtype.is_floating_point or not values.numel():
         return True
     if values.dtype.itemsize == 1:  # torch does not compare float8

@@ -37,7 +37,7 @@ GetArchitecture = Callable[[MergeConfiguration, MergeOptions], ModelArchitecture
 def architecture_of(
     config: MergeConfiguration, options: MergeOptions, ask: GetArchitecture
 ) -> ModelArchitecture:
-    """mergekit's own definition where a merge by it has the base's tensors, else one made of these.
+    """Return mergekit's own definition where a merge by it has the base's tensors, else one made of these.
 
     Args:
         ask: what mergekit itself asks.
@@ -96,14 +96,15 @@ def _known(
     own: PretrainedConfig,
     ask: GetArchitecture,
 ) -> ModelArchitecture | None:
-    """mergekit's definition of the base's architecture; None where it has none by that name."""
+    """Return mergekit's definition of the base's architecture; None where it has none by that name."""
     if len(own.architectures or ()) != 1 or arch_info_for_config(own) is None:
         return None  # it would make one itself, with the names that transformers has in memory
     return ask(config, options)
 
 
 def _vectors(config: MergeConfiguration, options: MergeOptions, base: Any) -> list[Collection[str]]:
-    """The names in the vectors of a recipe, without those of which planning will say what is wrong."""
+    """Return the names in the vectors of a recipe, without those of which planning will say what is
+    wrong."""
     found = []
     for model in config.referenced_models():
         if model != base and model.lora is None:
@@ -116,7 +117,7 @@ def _vectors(config: MergeConfiguration, options: MergeOptions, base: Any) -> li
 def _suffices(
     architecture: ModelArchitecture, config: PretrainedConfig, inputs: Sequence[Collection[str]]
 ) -> bool:
-    """Whether a merge by an architecture would have the tensors that all of its inputs have."""
+    """Return whether a merge by an architecture would have the tensors that all of its inputs have."""
     there = set(inputs[0])
     if any(set(names) != there for names in inputs):
         return False

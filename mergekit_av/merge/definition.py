@@ -29,7 +29,7 @@ FILES = ["preprocessor_config.json", "processor_config.json", "video_preprocesso
 def described_weights(
     architecture: ModelArchitecture, config: PretrainedConfig
 ) -> list[WeightInfo]:
-    """The weights of a definition; none of one that does not know this configuration."""
+    """Return the weights of a definition; none of one that does not know this configuration."""
     try:
         return architecture.all_weights(config)
     except (RuntimeError, AttributeError, TypeError):
@@ -39,7 +39,7 @@ def described_weights(
 def definition_of(
     base: Checkpoint, config: PretrainedConfig, known: ModelArchitecture | None
 ) -> ModelArchitecture:
-    """An architecture with all tensors of a checkpoint, each in its layer."""
+    """Return an architecture with all tensors of a checkpoint, each in its layer."""
     described = (
         {weight.name: weight for weight in described_weights(known, config)} if known else {}
     )
@@ -88,7 +88,8 @@ def definition_of(
 
 
 def _weight(name: str, base: Checkpoint, described: dict[str, WeightInfo]) -> WeightInfo | None:
-    """What mergekit shall know of a tensor; None for one that is left out, as nothing reads it."""
+    """Return what mergekit shall know of a tensor; None for one that is left out, as nothing reads
+    it."""
     dtype = str(base[name].dtype).removeprefix("torch.")
     if name in described and base[name].dtype.is_floating_point:
         info = described[name]
@@ -106,14 +107,15 @@ def _weight(name: str, base: Checkpoint, described: dict[str, WeightInfo]) -> We
 
 
 def _count_key(config: PretrainedConfig) -> str:
-    """Where a configuration has the number of its language model's layers."""
+    """Return where a configuration has the number of its language model's layers."""
     inner = config.get_text_config()
     within = [key for key in config.sub_configs if getattr(config, key, None) is inner]
     return ".".join([*within, "num_hidden_layers"])
 
 
 def _last(base: Checkpoint, layers: Collection[str]) -> set[str]:
-    """The tensors that a model has after its layers: what a recipe's last slice says holds for them."""
+    """Return the tensors that a model has after its layers: what a recipe's last slice says holds
+    for them."""
     try:
         layout = layout_of(base)
     except AVError:
@@ -183,12 +185,12 @@ class CheckpointStack(ModuleArchitecture):
             )
 
     def _is_numbered(self, weight: WeightInfo) -> bool:
-        """Whether a tensor that is in no layer is called as if it were."""
+        """Return whether a tensor that is in no layer is called as if it were."""
         found = LAYER.search(weight.name)
         return found is not None and weight.name[: found.start()] == self._prefix
 
     def _within(self, layer: int) -> list[str]:
-        """The names of a layer's tensors, without the layer."""
+        """Return the names of a layer's tensors, without the layer."""
         start = len(f"{self._prefix}.{layer}.")
         return [weight.name[start:] for weight in self._layers[layer]]
 
@@ -208,8 +210,8 @@ class CheckpointStack(ModuleArchitecture):
         return [*self._layers, *self._more][index]
 
     def num_layers_config_key(self) -> str:
-        """What a recipe of slices must change in config.json: the number of layers, where it is this
-        stack's."""
+        """Return what a recipe of slices must change in config.json: the number of layers, where it
+        is this stack's."""
         return self._count_key
 
     def num_layers(self, config: PretrainedConfig) -> int:

@@ -68,7 +68,7 @@ class AlignmentVectorMerge(GroupMergeMethod):
         *,
         group_name: str | None = None,
     ) -> None:
-        """Called by mergekit while it plans, before anything is written.
+        """Check the inputs. mergekit calls this while it plans, before anything is written.
 
         Raises:
             AVError: an input is no alignment vector, is damaged, or does not fit the base.
@@ -117,7 +117,8 @@ def _coefficient(vector: Hashable, parameters: dict[str, Any]) -> float:
 
 
 def _first_names(base: Hashable) -> dict[str, str]:
-    """The second copies of tied weights that a base stores → the copy that a model reads first."""
+    """Return the second copies of tied weights that a base stores → the copy that a model reads
+    first."""
     folder = _folder(base)
     return {} if folder is None else _copies(folder, _state(folder))
 
@@ -133,7 +134,7 @@ def _copies(folder: Path, _state: tuple) -> dict[str, str]:
 
 
 def _folder(reference: Hashable) -> Path | None:
-    """Where mergekit reads an input from; None for tensors that come from no folder."""
+    """Return where mergekit reads an input from; None for tensors that come from no folder."""
     if not isinstance(reference, ModelReference):
         return None
     return Path(LoaderCache().get(reference).index.base_path)
@@ -155,7 +156,7 @@ def _state(*folders: Path) -> tuple:
 
 @lru_cache
 def _files(folder: Path, _changed: int) -> list[str]:
-    """What decides what a folder holds; listed again when a file comes or goes."""
+    """Return what decides what a folder holds; listed again when a file comes or goes."""
     return sorted(
         entry.path for entry in os.scandir(folder) if entry.name.endswith((".safetensors", ".json"))
     )

@@ -41,7 +41,7 @@ def check_modules(
 def sliced(
     config: MergeConfiguration, architecture: ModelArchitecture
 ) -> Iterator[tuple[str, list[OutputSliceDefinition]]]:
-    """The name of each module that a recipe puts together of slices, and the slices."""
+    """Yield the name of each module that a recipe puts together of slices, and the slices."""
     for name in architecture.modules:
         pieces = config.modules[name].slices if config.modules else config.slices
         if pieces:

@@ -41,7 +41,7 @@ class _TimeIsUp(BaseException):
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result | None:
-    """What `work` returns.
+    """Run `work` for a limited time, and return what it returns.
 
     It runs in a thread of its own, since only the main thread could have a timer.
 

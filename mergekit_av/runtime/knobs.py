@@ -137,7 +137,7 @@ class Knobs:
     def at(
         self, lambdas: Mapping[str, float | str] | None = None, /, **named: float | str
     ) -> Iterator["PreTrainedModel"]:
-        """`set` for the duration of a block, which gets the model; afterwards all as before."""
+        """Set some knobs for the duration of a block, which gets the model; then set all as before."""
         with self._lock:
             before = self.lambdas
             try:
@@ -181,13 +181,13 @@ class Knobs:
         return number
 
     def _on_disk(self, group: Group) -> dict[str, torch.Tensor]:
-        """The model's present weights under their names in the checkpoint."""
+        """Return the model's present weights under their names in the checkpoint."""
         weights = {name: self._tensors[name].detach() for name in group.memory}
         return self._layout.to_disk(group, weights)
 
     def _open(self, vector: str, layout: Layout, resident: bool) -> dict[str, torch.Tensor]:
-        """The vector's tensors that move a weight, in memory or as mapped files; by the names that the
-        first vector has for them."""
+        """Return the vector's tensors that move a weight, in memory or as mapped files; by the
+        names that the first vector has for them."""
         stored, deltas = self.vectors[vector].delta, {}
         for name, base in self._base.items():
             own = layout.by_place.get(self._layout.place(name))
@@ -264,7 +264,7 @@ class Knobs:
     def _terms(
         self, group: Group, lambdas: Mapping[str, float]
     ) -> dict[str, list[tuple[float, torch.Tensor]]]:
-        """Name in the checkpoint → what is added to it."""
+        """Return what is added to each tensor of a group, by its name in the checkpoint."""
         return {
             name: [
                 (value, as_merged(self._deltas[vector][name], self._base[name]))

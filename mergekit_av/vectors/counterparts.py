@@ -79,7 +79,8 @@ class Counterparts:
         _warn_of_settings(base, aligned)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The aligned model's values for a tensor of the base, in the pieces of `Checkpoint.blocks`."""
+        """Return the aligned model's values for a tensor of the base, in the pieces of
+        `Checkpoint.blocks`."""
         if name in self._partners:
             return self._aligned.blocks(self._partners[name])
         return blocks_of(self._converted(self._groups[name])[name])
@@ -129,7 +130,7 @@ class Counterparts:
             raise AVError(_codes(self._aligned, name))
 
     def _converted(self, group: "Group") -> dict[str, torch.Tensor]:
-        """All tensors of one of the base's groups, as the aligned model has them."""
+        """Return all tensors of one of the base's groups, as the aligned model has them."""
         # Those of a group are asked for nearly in a row; of two groups at most at a time.
         if group.target not in self._recent:
             self._recent = dict([*self._recent.items()][-1:])
@@ -205,7 +206,7 @@ def _floating(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def _alike(base: Checkpoint, aligned: Checkpoint) -> bool:
-    """Whether the two have the same tensors by the same names, and nothing but weights."""
+    """Return whether the two have the same tensors by the same names, and nothing but weights."""
     whole = len(_floating(base)) == len(base)
     return whole and _floating(base) == _floating(aligned)
 
@@ -227,7 +228,7 @@ def _warn_of_settings(base: Checkpoint, aligned: Checkpoint) -> None:
 
 
 def _written_uses(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """The same as config.json has it, at its top and for the text; whatever that leaves out."""
+    """Return the same as config.json has it, at its top and for the text; whatever that leaves out."""
     file = checkpoint.folder / "config.json"
     config = read_json(file) if file.is_file() else {}
     text = config.get("text_config")
@@ -236,7 +237,8 @@ def _written_uses(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def _uses(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a configuration says of how weights are used; nothing where transformers does not know it."""
+    """Return what a configuration says of how weights are used; nothing where transformers does not
+    know it."""
     try:
         config = load_shape(checkpoint.folder).config
     except AVError:
