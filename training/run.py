@@ -56,7 +56,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _foreign(folder: Path) -> list[Path]:
-    """What is in a run folder that no run wrote."""
+    """Return what is in a run folder that no run wrote."""
     found = [path for path in entries(folder) if not _wrote(path)]
     # An earlier release did not list the files.
     if isinstance(files := _read(folder / FILES), list) and (folder / ALIGNED).is_dir():
@@ -71,7 +71,7 @@ def _wrote(path: Path) -> bool:
 
 
 def _read(file: Path) -> Any:
-    """What a JSON file holds; None where it is not there, or no JSON."""
+    """Return what a JSON file holds; None where it is not there, or no JSON."""
     try:
         return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -82,7 +82,7 @@ RUN = Kind("a run of av-train", known=_is_run, foreign=_foreign)
 
 
 class Run:
-    """A run folder, there or not yet there."""
+    """Manage a run folder, there or not yet there."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -155,7 +155,7 @@ class Run:
         discard_incomplete(self.folder)
 
     def pairs(self, split: str) -> Dataset:
-        """The pairs of a split, read from their file: TRL's caches lie beside it.
+        """Return the pairs of a split, read from their file: TRL's caches lie beside it.
 
         So every process, and a run that is continued, finds them in the same place.
         """
@@ -173,7 +173,7 @@ class Run:
         return read_json(self.folder / HISTORY)
 
     def close(self, keep_aligned: bool) -> None:
-        """The vector is written: remove the run, or all that its aligned model does not need.
+        """Remove the run, whose vector is written, or all that its aligned model does not need.
 
         What is not of the run stays.
         """
