@@ -1,132 +1,121 @@
-"""One training with DPO, from its records to an alignment vector."""
+"""DPO with TRL: the aligned model, left in the folder of its run."""
 
-import contextlib
-import hashlib
-import json
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerState,
+)
+from trl import DPOTrainer
 
-from mergekit_av.errors import AVError
-from mergekit_av.hub.source import resolve
-from mergekit_av.io.checkpoint import Checkpoint
-from mergekit_av.io.fingerprint import fingerprint
-from mergekit_av.models.load import refuse_vector
-from mergekit_av.vectors.extraction import extract
-from mergekit_av.vectors.vector import AlignmentVector
+from mergekit_av.models.load import load_model
 
-from .alignment import align
-from .base import Base, load_base
-from .errors import training_errors
+from .callbacks import EvaluateLast, Progress, StopDivergence
+from .checkpoints import MarkWhole, is_last, newest_whole
+from .drift import beside
+from .history import history
 from .inputs import TrainerInputs
 from .job import SPLITS, Job
-from .processes import in_main_process
-
-# Fields of DPOConfig that say where and how to run, not what comes out.
-INCIDENTAL = {"output_dir", "run_name", "logging_dir", "disable_tqdm", "local_rank", "hub_token"}
+from .restore import RestoringTrainer
+from .spectrum import SpectrumTrainer
 
 log = logging.getLogger(__name__)
 
 
-def train_job(job: Job, load: Callable[[], Base] | None = None) -> AlignmentVector | None:
-    """Train, take the difference of the float32 weights to the base, and write the vector.
+def align(job: Job, inputs: TrainerInputs) -> None:
+    """Train the aligned model, from the newest whole checkpoint if there is one, and keep it in the
+    run folder.
 
-    With several processes (torchrun) each calls this; only the first writes.
+    With several processes each calls this.
+    """
+    start, continued = time.monotonic(), newest_whole(job.run.folder) is not None
+    job.arguments.max_length = inputs.limit
+    save, state = _fit(job, inputs)
+    if not PartialState().is_main_process:
+        # Where the weights are spread over processes, all of them take part in writing.
+        save(job.run.aligned)
+        return
+    # Of a run that was continued, nobody knows how long its first part took.
+    seconds = None if continued else round(time.monotonic() - start, 1)
+    job.run.finish(save, {**history(job, state), **inputs.cut, "seconds": seconds})
 
-    Args:
-        load: gives the job's base, where it may have been loaded already.
+
+def _fit(job: Job, inputs: TrainerInputs) -> tuple[Callable[[Path], None], TrainerState]:
+    """Train.
 
     Returns:
-        The vector; None in all processes but the first.
-
-    Raises:
-        AVError: too few records, a base that does not load, an output that is in the way, a run
-            that was started with other settings, a training that diverges or cannot go on.
+        A function that writes the aligned model to a folder; what the Trainer knows at the end.
     """
-    with contextlib.ExitStack() as stack:
-        in_main_process(lambda: stack.enter_context(job.locked()))
-        return _train(job, load or partial(load_base, job.base))
-
-
-def _train(job: Job, load: Callable[[], Base]) -> AlignmentVector | None:
-    main = PartialState().is_main_process
-    done = job.done
-    PartialState().wait_for_everyone()  # all have looked before one changes what they see
-    if done:
-        return _existing(job) if main else None
-    in_main_process(job.check)
-    with PartialState().main_process_first():
-        base = resolve(job.base)
-    refuse_vector(base)
-    trained = job.resume and job.run.trained
-    inputs = None if trained else TrainerInputs(job, load())
-    in_main_process(lambda: _open_run(job, base))
-    if inputs is not None:
-        with training_errors(job.run):
-            align(job, inputs)
-        PartialState().wait_for_everyone()
-    return _extract(job, base) if main else None
-
-
-def _extract(job: Job, base: Path) -> AlignmentVector:
-    """Write the vector of the aligned model that is in the run folder, and end the run."""
+    checkpoint = newest_whole(job.run.folder)
+    if checkpoint is not None and is_last(checkpoint):
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = state.best_model_checkpoint if job.arguments.load_best_model_at_end else None
+        return partial(_copy, Path(best or checkpoint), inputs.tokenizer), state
+    if checkpoint is not None:
+        job.arguments.eval_on_start = False  # it was done, and would count as one without progress
+    trainer = _trainer(job, inputs)
     try:
-        vector = extract(
-            base,
-            job.run.aligned,
-            job.out,
-            name=job.domain.name,
-            dtype=job.dtype,
-            levels=list(job.domain.levels),
-            training=job.run.history(),
-            base_id=job.base,
-            overwrite=job.overwrite,
-        )
-    except AVError as error:
-        raise AVError(
-            f"{error}. The trained model is kept in {job.run.aligned}: --resume goes on from there"
-        ) from error
-    job.run.close(job.keep_aligned)
-    return vector
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        if progress := trainer.pop_callback(Progress):
+            progress.close()
+    return partial(_save, trainer), trainer.state
 
 
-def _existing(job: Job) -> AlignmentVector:
-    """Return the vector that is there already; remove what a kill has left of its run."""
-    log.info("%s is there: kept", job.out)
-    if job.run.started or job.run.vacant:
-        job.run.close(job.keep_aligned)
-    return AlignmentVector.open(job.out)
+def _save(trainer: DPOTrainer, folder: Path) -> None:
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)
 
 
-def _open_run(job: Job, base: Path) -> None:
-    """Begin the run, or make sure that the one that is there can be continued."""
-    pairs = {split: job.pairs(split) for split in SPLITS}
-    settings = {
-        "base": fingerprint(Checkpoint(base)),
-        "domain": job.domain.name,
-        "pairs": job.pairing,
-        "lambdas": job.lambdas,
-        "records": f"{job.count('train')} + {job.count('validation')} ({_digest(pairs)})",
-    }
+def _copy(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if PartialState().is_main_process:
+        load_model(checkpoint, dtype="float32", device="cpu").save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _trainer(job: Job, inputs: TrainerInputs) -> DPOTrainer:
+    """Return the trainer, its reference log-probabilities computed, or read from the run folder."""
+    callbacks = [MarkWhole(), EvaluateLast(), StopDivergence()]
+    if job.arguments.load_best_model_at_end:
+        callbacks.append(EarlyStoppingCallback(job.patience))
+    pairs = {split: job.run.pairs(split) for split in SPLITS}
+    for split, numbers in inputs.usable.items():
+        if len(numbers) < len(pairs[split]):  # else TRL's caches are found where they are
+            pairs[split] = pairs[split].select(numbers)
+    trainer_class, options = RestoringTrainer, {}
     if job.held:
-        held = {name: [asdict(record) for record in records] for name, records in job.held.items()}
-        settings["held"] = f"{', '.join(held)} ({_digest(held)})"
-        settings["hold_weight"] = job.hold
-    settings["patience"] = job.patience
-    settings["processes"] = PartialState().num_processes
-    arguments = job.arguments.to_dict()
-    settings |= {key: value for key, value in arguments.items() if key not in INCIDENTAL}
-    settings = json.loads(json.dumps(settings, default=str))
-    if job.resume and job.run.started:
-        job.run.resume(settings)
-    else:
-        job.run.begin(settings, pairs)
+        pairs = {split: beside(rows, inputs.held[split]) for split, rows in pairs.items()}
+        options = {"hold": job.hold}
+    if job.held or not job.at_one_only:
+        trainer_class = SpectrumTrainer
+    logging.getLogger("trl.trainer.dpo_trainer").addFilter(_is_news)
+    trainer = trainer_class(
+        inputs.model,
+        args=job.arguments,
+        train_dataset=pairs["train"],
+        eval_dataset=None if job.arguments.eval_strategy == "no" else pairs["validation"],
+        processing_class=inputs.tokenizer,
+        callbacks=callbacks,
+        **options,
+    )
+    # Either would print twenty figures a step.
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(Progress)
+    processes = PartialState().num_processes
+    if processes > 1 and PartialState().is_main_process:
+        log.info("training in %d processes", processes)
+    return trainer
 
 
-def _digest(texts: Any) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8]
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether a message of TRL's is news: that prompts are cut is in our own log, and shorter."""
+    return "is not a prefix of the tokenized" not in record.getMessage()

@@ -17,12 +17,12 @@ from mergekit_av.vectors.vector import AlignmentVector
 from .arguments import training_arguments
 from .base import load_base
 from .config import TrainConfig
-from .dpo import train_job
 from .job import Job
 from .joint import joint_domain, parse_goal, wanted_first
 from .lambda_selection import select_lambdas
 from .processes import in_main_process
 from .settings import HOLD
+from .train_job import train_job
 
 RUNS, VECTORS = Path("runs"), Path("avs")
 
