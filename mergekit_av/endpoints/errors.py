@@ -1,4 +1,4 @@
-"""What can go wrong with a chat-completions endpoint, in one line that says what to do."""
+"""Errors of a chat-completions endpoint, each in one line that says what to do."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def completion_errors(endpoint: Endpoint, but: tuple[type[Exception], ...] = ())
 
 
 def explain(endpoint: Endpoint, error: Exception) -> str:
-    """What is wrong, and what to do about it."""
+    """Return what is wrong, and what to do about it."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     where, status = f"{endpoint.model} at {endpoint.base_url}", getattr(error, "status_code", None)
@@ -58,7 +58,7 @@ def explain(endpoint: Endpoint, error: Exception) -> str:
 
 
 def server_message(content: object) -> str:
-    """What a server says in an answer that is an error: servers differ in where they say it."""
+    """Return what a server says in an answer that is an error: servers differ in where they say it."""
     if isinstance(content, str):
         with contextlib.suppress(ValueError):
             content = json.loads(content)
@@ -70,7 +70,7 @@ def server_message(content: object) -> str:
 
 
 def short(said: object) -> str:
-    """A text on one line, cut where it is long."""
+    """Return a text on one line, cut where it is long."""
     text = " ".join(str(said).split())
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
