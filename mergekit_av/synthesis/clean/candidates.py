@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_av.data.domain import Domain
-from mergekit_av.data.records import dataset_of, file_rows, query_of, read_row
+from mergekit_av.data.formats import read_row
+from mergekit_av.data.readers import file_rows
+from mergekit_av.data.records import dataset_of, query_of
 from mergekit_av.errors import AVError
 from mergekit_av.synthesis.folder import DataFolder, Query, Response
 
