@@ -18,6 +18,7 @@ class Price:
     output: float
 
     def of(self, input: int, output: int) -> float:
+        """Return the USD of so many tokens read and written."""
         return (input * self.input + output * self.output) / MILLION
 
 
@@ -76,6 +77,7 @@ class Budget:
         return usage.tokens if self.unit == "tokens" else usage.usd or 0.0
 
     def covers(self, usage: Usage) -> bool:
+        """Tell whether a usage is within the budget."""
         return self.amount_of(usage) <= self.amount
 
     def __str__(self) -> str:

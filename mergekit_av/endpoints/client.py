@@ -19,7 +19,7 @@ from .catalog import Endpoint
 from .config import ClientConfig
 from .errors import completion_errors, explain, server_message, short
 
-ASKS = 3  # so often is a model asked for what keeps to a schema
+ATTEMPTS = 3  # to get an answer that keeps to a schema
 # What a chat template may add around the messages, in tokens.
 TEMPLATE = 64
 FILTERED = ("content_filter", "content_policy_violation")
@@ -214,8 +214,8 @@ class Completions:
         asked = f"{last}\n\nAnswer with one JSON object that keeps to this JSON schema, and with nothing else:\n{shape}"
         conversation = [*messages[:-1], {**messages[-1], "content": asked}]
         spent = Usage()
-        for ask in range(ASKS):
-            again = None if seed is None else seed + ask
+        for attempt in range(ATTEMPTS):
+            again = None if seed is None else seed + attempt
             completion = await self._complete(conversation, max_tokens, again, schema)
             spent += completion.usage
             completion = replace(completion, usage=spent)
@@ -285,8 +285,8 @@ class Completions:
                 if error.code in FILTERED:
                     withheld = Choice(message=AnswerMessage(), finish_reason="content_filter")
                     return Answer(choices=[withheld], usage=AnswerUsage())
-                said = server_message(error.body)
-                if not sent_schema or not ("response_format" in said or "schema" in said):
+                message = server_message(error.body)
+                if not sent_schema or not ("response_format" in message or "schema" in message):
                     raise AVError(explain(self.endpoint, error)) from None
                 self._takes_schema = False  # the words in the prompt will have to do
 
@@ -294,10 +294,10 @@ class Completions:
         try:
             return Answer.model_validate_json(content)
         except ValidationError:
-            said = server_message(content) or "nothing"
+            message = server_message(content) or "nothing"
             raise AVError(
                 f"{self.endpoint.base_url} answers something that is no chat completion "
-                f"({short(said)}): check the base URL, which mostly ends in /v1"
+                f"({short(message)}): check the base URL, which mostly ends in /v1"
             ) from None
 
     def _usage(self, answer: Answer, messages: Sequence[Message]) -> Usage:
