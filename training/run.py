@@ -1,4 +1,4 @@
-"""The folder of a run: all that a training keeps on disk until its vector is written.
+"""The folder of a run, which a training keeps until its vector is written.
 
     settings.json    what a run must share with the one that it continues
     data/            preference pairs; TRL caches tokens and reference log-probabilities beside them
@@ -90,14 +90,17 @@ class Run:
 
     @property
     def started(self) -> bool:
+        """Tell whether a run is in the folder."""
         return _is_run(self.folder)
 
     @property
     def vacant(self) -> bool:
+        """Tell whether nothing is in the folder's place."""
         return not self.folder.is_dir() or not entries(self.folder)
 
     @property
     def trained(self) -> bool:
+        """Tell whether the training is through."""
         return self.aligned.is_dir()
 
     def locked(self) -> contextlib.AbstractContextManager:
@@ -170,6 +173,7 @@ class Run:
             write_whole(self.folder / FILES, json.dumps(files, indent=2))
 
     def history(self) -> dict[str, Any]:
+        """Return how the aligned model came about, see history.py."""
         return read_json(self.folder / HISTORY)
 
     def close(self, keep_aligned: bool) -> None:

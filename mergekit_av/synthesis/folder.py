@@ -145,9 +145,11 @@ class DataFolder:
         return cls(path)
 
     def prompt(self, name: str) -> Prompt:
+        """Return one of OWN's prompts, as it is in this folder."""
         return Prompt(self.path / PROMPTS, name, self.domain)
 
     def file(self, stage: str) -> Path:
+        """Return the journal's file of a stage."""
         return self.path / f"{stage}.jsonl"
 
     def stage(self, stage: str, settings: Mapping[str, Any], restart: bool = False) -> "Journal":

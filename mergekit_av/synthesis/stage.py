@@ -107,6 +107,7 @@ class CostEstimate:
     output: int
 
     def usage(self, generator: Generator) -> Usage:
+        """Return the estimate with the price of a model."""
         usd = generator.client.spending.usage(self.input, self.output).usd
         return Usage(self.calls, self.input, self.output, usd)
 

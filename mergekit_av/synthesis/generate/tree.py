@@ -76,6 +76,7 @@ class PersonaTree:
             self.add(entry)
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        """Add the personas of a line."""
         self.tries[entry["id"]] += 1
         if entry["personas"]:
             self._expanded.add(entry["id"])
@@ -86,9 +87,11 @@ class PersonaTree:
 
     @property
     def missing(self) -> int:
+        """Return the number of personas that are not there yet."""
         return max(0, self.count - len(self.nodes))
 
     def roots(self) -> list[Node]:
+        """Return the roots of all rounds."""
         return [node for node in self.nodes.values() if node.depth == 0]
 
     def next(self, tried: set[str]) -> list[Expansion]:
