@@ -110,8 +110,8 @@ EPILOG = (
 )
 @click.option("--private", is_flag=True, help="With --push-to-hub: make the repository private.")
 @overwrite_option
-@click.argument("arguments", metavar="[DPO_OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
-def av_train(lambdas, hold_weight, **options):
+@click.argument("dpo_options", nargs=-1, type=click.UNPROCESSED)
+def av_train(lambdas, hold_weight, dpo_options, **options):
     """Train an alignment vector with DPO (IPO loss) on a domain's records.
 
     Several processes: torchrun --nproc_per_node 2 --no-python av-train --domain medical
@@ -127,6 +127,7 @@ def av_train(lambdas, hold_weight, **options):
     config = TrainConfig(
         lambdas=parse_lambdas(lambdas) if lambdas else None,
         hold_weight=hold_weight if "--hold-weight" in given() else None,
+        arguments=dpo_options,
         **options,
     )
 
