@@ -1,9 +1,11 @@
-"""The workflow of `av-synth clean`: what it writes stands beside what it was made of, which stays.
+"""The workflow of `av-synth clean`.
 
-records.jsonl      the clean records
-dropped.jsonl      the others: id, step, reason, row
-cleaning.md        how many were dropped by which step, and what the lengths tell
-cleaning.json      the same in numbers
+Beside what a data set was made of, which stays as it is, it writes
+
+    records.jsonl      the clean records
+    dropped.jsonl      the others: id, step, reason, row
+    cleaning.md        how many were dropped by which step, and what the lengths tell
+    cleaning.json      the same in numbers
 """
 
 import importlib.util
