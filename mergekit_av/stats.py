@@ -11,30 +11,27 @@ Confusion = dict[str, dict[str, int]]
 
 
 def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
-    """Cohen's κ of two sequences of labels of the same items: 1 is full agreement, 0 what chance
-    gives; None where it is not defined, because there are no items or all labels are the same."""
-    from sklearn.metrics import cohen_kappa_score
-
-    if len({*one, *other}) < 2:
+    """Return Cohen's κ of two sequences of labels of the same items: 1 is full agreement, 0 what
+    chance gives; None where it is not defined: there are no items, or all labels are the same."""
+    labels = sorted({*one, *other})
+    if len(labels) < 2:
         return None
-    return float(cohen_kappa_score(one, other))
+    counts = np.array([[*row.values()] for row in confusion(one, other, labels).values()])
+    by_chance = np.outer(counts.sum(axis=0), counts.sum(axis=1)) / counts.sum()
+    differ = 1.0 - np.eye(len(labels))
+    return float(1 - (differ * counts).sum() / (differ * by_chance).sum())
 
 
 def confusion(known: Sequence[str], chosen: Sequence[str], levels: Sequence[str]) -> Confusion:
-    """Known level → chosen level → number of items (the paper's table 7, in counts)."""
-    from sklearn.metrics import confusion_matrix
-
-    if not known:
-        return {level: dict.fromkeys(levels, 0) for level in levels}
-    counts = confusion_matrix(known, chosen, labels=list(levels)).tolist()
-    return {
-        level: dict(zip(levels, row, strict=True))
-        for level, row in zip(levels, counts, strict=True)
-    }
+    """Count known level → chosen level → items (the paper's table 7, in counts)."""
+    counts = {level: dict.fromkeys(levels, 0) for level in levels}
+    for level, other in zip(known, chosen, strict=True):
+        counts[level][other] += 1
+    return counts
 
 
 def percent(counts: Confusion) -> list[list[str]]:
-    """Cells of the matrix in percent of each row, under a head; empty where a row has no items."""
+    """Return the cells of the matrix in percent of each row, under a head; empty where a row has no items."""
     rows = [["", *counts]]
     for level, chosen in counts.items():
         total = sum(chosen.values())
@@ -58,7 +55,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % confidence interval."""
+    """Hold a value with its 95 % confidence interval."""
 
     value: float
     low: float

@@ -16,7 +16,7 @@ from pathlib import Path
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
-        "mergekit_av.training.dpo", "mergekit_av.cli.train",
+        "mergekit_av.training.train", "mergekit_av.cli.train",
         "mergekit_av.cli.eval", "mergekit_av.cli.sweep",
         "mergekit_av.evaluation.sweep.report", "mergekit_av.models.load",
         "mergekit_av.cli.synth", "mergekit_av.synthesis.pipeline",

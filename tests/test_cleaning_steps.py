@@ -10,12 +10,15 @@ from scipy import stats
 from mergekit_av.data.domain import Domain, load_domain
 from mergekit_av.data.records import load_records
 from mergekit_av.errors import AVError
-from mergekit_av.synthesis.clean.cut_off import is_cut_off
 from mergekit_av.synthesis.clean.duplicates import same_queries, similar_queries
-from mergekit_av.synthesis.clean.form import wrong_form
-from mergekit_av.synthesis.clean.language import Foreign
+from mergekit_av.synthesis.clean.language import LanguageCheck
 from mergekit_av.synthesis.clean.lengths import balance, measure
-from mergekit_av.synthesis.clean.refusals import asks_for_refusal, is_refusal
+from mergekit_av.synthesis.clean.text_checks import (
+    asks_for_refusal,
+    is_refusal,
+    is_truncated,
+    wrong_form,
+)
 
 # --- ends ---------------------------------------------------------------------------------------
 
@@ -28,7 +31,7 @@ from mergekit_av.synthesis.clean.refusals import asks_for_refusal, is_refusal
     ],
 )  # fmt: skip
 def test_a_text_that_ends(text):
-    assert not is_cut_off(text)
+    assert not is_truncated(text)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,7 @@ def test_a_text_that_ends(text):
     ["Do come and", "Do come,", "These are the ways:", "1.5", "", "  ", "Do **come**", "a -"],
 )
 def test_a_text_that_does_not_end(text):
-    assert is_cut_off(text)
+    assert is_truncated(text)
 
 
 # --- form ---------------------------------------------------------------------------------------
@@ -83,7 +86,7 @@ GERMAN = (
 
 @pytest.fixture(scope="module")
 def foreign():
-    return Foreign("en")
+    return LanguageCheck("en")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_a_text_in_the_wanted_language(foreign, text):
 
 
 def test_another_language_may_be_the_wanted_one():
-    german = Foreign("de")
+    german = LanguageCheck("de")
     assert german.find(GERMAN) is None and german.find(ENGLISH) == "English"
 
 

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from mergekit_av.endpoints.budget import Budget, BudgetSpent, Price, Spending, Usage
 from mergekit_av.endpoints.catalog import find_endpoint
-from mergekit_av.endpoints.client import Completions, InvalidOutput
-from mergekit_av.errors import AVError
+from mergekit_av.endpoints.client import Completions, InvalidOutput, connect
+from mergekit_av.endpoints.config import ClientConfig
+from mergekit_av.errors import AVError, UsageError
 
 KEY = "sk-notforanybodyelse"
 
@@ -324,3 +325,18 @@ def test_an_endpoint_that_lasts_is_not_waited_for_at_the_end(chat):
     with pytest.raises(AVError):
         ask(client(chat, timeout=0.4, retries=0), "slow", "bad")
     assert time.monotonic() - begun < 20
+
+
+def test_without_openai_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AVError, match=r"pip install 'mergekit-av\[synth\]'"):
+        connect(ClientConfig("openai/gpt-4o"), temperature=1.0)
+
+
+def test_a_client_is_made_of_its_configuration(chat):
+    config = ClientConfig("tiny", chat.url, concurrency=2, timeout=60.0)
+    found = connect(config, temperature=0.5)
+    assert (found.concurrency, found.timeout, found.temperature) == (2, 60.0, 0.5)
+    assert set(ask(found, "Who?")) == {"Who?"}
+    with pytest.raises(UsageError, match="name a model with --judge-model"):
+        connect(ClientConfig(prefix="judge-"), temperature=0.0)

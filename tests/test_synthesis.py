@@ -23,7 +23,12 @@ from synthesizing import (
 
 from mergekit_av.data.domain import load_domain
 from mergekit_av.data.records import load_records
+from mergekit_av.endpoints.config import ClientConfig
+from mergekit_av.errors import UsageError
 from mergekit_av.synthesis.folder import DataFolder
+from mergekit_av.synthesis.generate.tree import TreeShape
+from mergekit_av.synthesis.pipeline import SynthesisConfig, synthesize
+from mergekit_av.synthesis.stage import GenerationConfig
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +78,22 @@ def test_a_domain_becomes_records_that_av_train_reads(run, chat, data):
     assert "7 personas created; 3 calls" in result.stdout  # the roots of three rounds
     assert "21 responses; 21 calls" in result.stdout
     assert "responses: about 21 calls" in result.stderr and "Responses: 100%" in result.stderr
+
+
+def test_the_pipeline_is_a_python_call(chat, data, tmp_path):
+    chat.write = novelist
+    generation = GenerationConfig(ClientConfig("tiny", chat.url))
+    results = []
+    config = SynthesisConfig(
+        write_domain(tmp_path), 4, generation, data, shape=TreeShape(2, 2, None, 1)
+    )
+    made = synthesize(config, on_result=results.append)
+    assert made.results == results and made.commit is None
+    stages = [result.stage for result in results]
+    assert stages == ["created", "queries", "responses", "records"]
+    assert results[0].spent.calls and results[-1].spent is None
+    with pytest.raises(UsageError, match="--private goes with --push-to-hub"):
+        SynthesisConfig("legal", 4, generation, private=True)
 
 
 def test_each_level_is_asked_for_in_its_own_words(run, chat):

@@ -18,7 +18,8 @@ from mergekit_av import AlignmentVector, load_domain, load_records, mean_log_pro
 from mergekit_av.cli.check import av_check
 from mergekit_av.models.load import load_model, load_tokenizer
 from mergekit_av.training.arguments import training_arguments
-from mergekit_av.training.dpo import Job, _warning
+from mergekit_av.training.history import loss_warning
+from mergekit_av.training.job import Job
 
 # Learns the tiny domain in the 18 steps of three epochs.
 LEARNS = ["--learning_rate", "0.01", "--lr_scheduler_type", "constant", "--num_train_epochs", "3"]
@@ -209,7 +210,7 @@ def test_the_loss_that_counts_is_that_of_the_weights_that_are_kept(tmp_path, bes
     job = Job("base", load_domain("legal"), [], tmp_path / "av", arguments)
     losses = [{"step": 1, "eval_loss": 20.0}, {"step": 2, "eval_loss": 30.0}]
     state = TrainerState(global_step=2, best_global_step=1, log_history=losses)
-    assert bool(_warning(job, state)) == warned
+    assert bool(loss_warning(job, state)) == warned
 
 
 def test_several_domains_make_several_vectors(tmp_path, command):

@@ -5,14 +5,13 @@ import subprocess
 import sys
 from dataclasses import fields
 
-import click
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from training_runs import av_train, write_domain
 from trl import DPOConfig
 
-from mergekit_av.errors import AVError
+from mergekit_av.errors import AVError, UsageError
 from mergekit_av.training.arguments import training_arguments
 from mergekit_av.training.pairs import preference_pairs
 
@@ -98,7 +97,7 @@ def test_every_field_of_dpoconfig_is_an_option():
      ["--num_train_epochs"], ["--bf16", "perhaps"], ["--lr_scheduler_type", "sine"]],
 )  # fmt: skip
 def test_unknown_options_and_values_are_usage_errors(options):
-    with pytest.raises(click.UsageError) as raised:
+    with pytest.raises(UsageError) as raised:
         training_arguments(options)
     assert options[0].lstrip("-") in raised.value.message and "\n" not in raised.value.message
 
@@ -109,7 +108,7 @@ def test_unknown_options_and_values_are_usage_errors(options):
      ("beta: [1, 2]", "2"), ("seed: {a: 1}", "seed")],
 )  # fmt: skip
 def test_unknown_fields_and_values_of_the_file_are_usage_errors(text, named, config):
-    with pytest.raises(click.UsageError) as raised:
+    with pytest.raises(UsageError) as raised:
         training_arguments(config=config(text))
     assert named in raised.value.message and "\n" not in raised.value.message
 
@@ -246,7 +245,7 @@ def test_base_without_chat_template_works_and_the_format_is_stated(folder):
 
 TELEMETRY = """
 from contextlib import suppress
-from mergekit_av.errors import AVError
+from mergekit_av.errors import AVError, UsageError
 from mergekit_av.cli.train import av_train
 with suppress(AVError):
     av_train.main(["--domain", "none"], standalone_mode=False)

@@ -2,23 +2,22 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import click
 import torch
 from transformers import HfArgumentParser
 from trl import DPOConfig
 
-from mergekit_av.errors import AVError
+from mergekit_av.errors import AVError, UsageError
 from mergekit_av.io.yaml import read_yaml
 
 from .settings import COMMON, SETTING, SETTINGS
 
-# Fields that would do nothing, or what we never do; what to say of them.
+# Fields that would do nothing, or what is never done here, and the remedy.
 REFUSED = {
     "resume_from_checkpoint": "pass --resume: the newest whole checkpoint is found",
     "trust_remote_code": "code that comes with a model is never run",
@@ -29,34 +28,37 @@ REFUSED = {
 
 
 class _Parser(HfArgumentParser):
-    """The parser of a dataclass that ends in one line instead of the help of two hundred options."""
+    """Parse a dataclass; a wrong option is one line instead of the help of two hundred."""
 
     def error(self, message: str):
-        raise click.UsageError(message)
+        raise UsageError(message)
 
 
 def training_arguments(
-    options: Sequence[str] = (),
+    options: Sequence[str] | Mapping[str, Any] = (),
     config: Path | None = None,
     setting: str = SETTING,
     **defaults: Any,
 ) -> DPOConfig:
-    """A DPOConfig from the defaults, then a YAML file, then options of the command line.
+    """Return a DPOConfig made of the defaults, then a YAML file, then options.
 
     Args:
-        options: as typed, under TRL's own names: `["--learning_rate", "2e-5"]`; dashes in names
-            will do as well.
+        options: under TRL's own names, a mapping or as typed: `["--learning_rate", "2e-5"]`; dashes
+            in typed names will do as well.
         config: a YAML mapping of the same names.
         setting: one of SETTINGS.
-        defaults: beside those of defaults.py.
+        defaults: beside those of settings.py.
 
     Raises:
-        click.UsageError: an option that DPOConfig does not have, or a value it does not take.
+        UsageError: an option that DPOConfig does not have, or a value it does not take.
         AVError: the YAML file cannot be used, or the values contradict one another.
     """
     parser = _Parser(DPOConfig, add_help=False, allow_abbrev=False)
     parser.set_defaults(**{**COMMON, **SETTINGS[setting], **_of_this_machine(), **defaults})
     content = {} if config is None else _read_config(config)
+    if isinstance(options, Mapping):
+        _check_names(options, "arguments")
+        content, options = {**content, **options}, ()
     named = {text.partition("=")[0].lstrip("-").replace("-", "_") for text in options} | {*content}
     if "loss_type" in named:
         parser.set_defaults(loss_weights=None)  # the setting's are of its own losses
@@ -73,15 +75,13 @@ def training_arguments(
     except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError) as error:
         raise AVError(f"these settings do not work: {_one_line(error)}") from error
     if rest:
-        raise click.UsageError(
-            f"no such option or argument: {rest[0]}, neither ours nor DPOConfig's"
-        )
+        raise UsageError(f"no such option or argument: {rest[0]}, neither ours nor DPOConfig's")
     _check(arguments)
     return arguments
 
 
 def _of_this_machine() -> dict[str, bool]:
-    """Defaults that the hardware decides: bfloat16 products where it has instructions for them.
+    """Return the defaults that the hardware decides: bfloat16 products where it has instructions for them.
 
     Weights, gradients and optimizer stay float32 in any case.
     """
@@ -100,15 +100,19 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise AVError(f"{path} cannot be read as YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise AVError(f"{path} must be a mapping of DPOConfig's fields")
-    known = {field.name for field in fields(DPOConfig) if field.init}
-    for key in content:
-        if key not in known:
-            raise click.UsageError(f"{path}: DPOConfig has no field {key!r}")
+    _check_names(content, path)
     return content
 
 
+def _check_names(content: Mapping[str, Any], source: str | Path) -> None:
+    known = {field.name for field in fields(DPOConfig) if field.init}
+    for key in content:
+        if key not in known:
+            raise UsageError(f"{source}: DPOConfig has no field {key!r}")
+
+
 def _cannot_be_typed(key: str, value: Any) -> bool:
-    """Whether a value of the file has no form on the command line, though the field takes it."""
+    """Tell whether a value of the file has no form on the command line, though the field takes it."""
     parts = get_args(get_type_hints(DPOConfig)[key])
     if value is None:
         return NoneType in parts
@@ -116,7 +120,7 @@ def _cannot_be_typed(key: str, value: Any) -> bool:
 
 
 def _as_options(key: str, value: Any) -> list[str]:
-    """A field of the file as it would be typed, so that one parser checks both."""
+    """Return a field of the file as it would be typed, so that one parser checks both."""
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
     return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]

@@ -2,9 +2,10 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mergekit_av.hub.source import resolve
 from mergekit_av.io.checkpoint import Checkpoint
@@ -14,14 +15,11 @@ from mergekit_av.models.vocabulary import ensure_padding
 
 from .restore import check_trainable
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 log = logging.getLogger(__name__)
 
 
 class Base(NamedTuple):
-    """A base that is to be trained.
+    """Hold a base that is to be trained.
 
     Attributes:
         name: as the user wrote it.
@@ -31,8 +29,8 @@ class Base(NamedTuple):
 
     name: str
     folder: Path
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
 
 def load_base(name: str) -> Base:

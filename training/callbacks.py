@@ -1,4 +1,4 @@
-"""What watches a training: the progress bar, the last evaluation, the guard against divergence."""
+"""Callbacks of the Trainer: its progress bar, its last evaluation, its end when it diverges."""
 
 import math
 
@@ -11,7 +11,7 @@ LOSSES = ("loss", "eval_loss")
 
 
 class Progress(ProgressCallback):
-    """transformers' progress bar, with the losses behind it instead of twenty figures a step."""
+    """Show transformers' progress bar with the losses behind it instead of twenty figures a step."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ class Progress(ProgressCallback):
 
 
 class EvaluateLast(TrainerCallback):
-    """Evaluates after the last step too, which `eval_steps` need not meet: the best may be there."""
+    """Evaluate after the last step too, which `eval_steps` need not meet: the best may be there."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
@@ -54,7 +54,7 @@ class EvaluateLast(TrainerCallback):
 
 
 class StopDivergence(TrainerCallback):
-    """Ends a training whose loss is NaN or infinite: its weights are lost, whatever follows."""
+    """End a training whose loss is NaN or infinite: its weights are lost, whatever follows."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key in LOSSES:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run can be trusted.
+"""Checkpoints of a run that are whole, and can be continued from.
 
 transformers writes a checkpoint file by file into its final folder, and on resuming picks the
 newest folder, whole or not. Here each whole checkpoint gets a list of its files and their sizes,
@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 
 
 class MarkWhole(TrainerCallback):
-    """Writes a checkpoint's manifest once every process has written its part."""
+    """Write a checkpoint's manifest once every process has written its part."""
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
@@ -36,13 +36,13 @@ class MarkWhole(TrainerCallback):
 
 
 def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole, or None."""
+    """Return the newest checkpoint of a run that is whole, or None."""
     whole = [folder for folder in _checkpoints(run) if _is_whole(folder)]
     return max(whole, key=_step, default=None)
 
 
 def is_last(checkpoint: Path) -> bool:
-    """Whether the training ended with this checkpoint: its steps were done, or it stopped early.
+    """Tell whether the training ended with this checkpoint: its steps were done, or it stopped early.
 
     The Trainer would forget that on resuming, and go on.
     """

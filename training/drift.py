@@ -32,7 +32,7 @@ def held_texts(
     limit: int | None,
     seed: int,
 ) -> list[tuple[list[int], int]]:
-    """All responses of all records in a drawn order: token ids, prompt included, and the prompt's length.
+    """Return all responses of all records in a drawn order: token ids, prompt included, and the prompt's length.
 
     A response is cut at `limit` tokens, and left out where the prompt fills them.
 
@@ -54,7 +54,7 @@ def held_texts(
 
 
 def beside(pairs: Dataset, texts: Sequence[tuple[list[int], int]]) -> Dataset:
-    """Pairs with a text in each row; the texts take turns."""
+    """Return pairs with a text in each row; the texts take turns."""
     turns = [texts[row % len(texts)] for row in range(len(pairs))]
     for column, values in zip(COLUMNS, zip(*turns, strict=True), strict=True):
         pairs = pairs.add_column(column, list(values))
@@ -62,7 +62,7 @@ def beside(pairs: Dataset, texts: Sequence[tuple[list[int], int]]) -> Dataset:
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """The texts of some rows: token ids (rows, length), padded on the right; tokens of prompts (rows)."""
+    """Return the texts of some rows: token ids (rows, length), padded on the right; tokens of prompts (rows)."""
     ids = [torch.tensor(row[IDS]) for row in rows]
     padded = pad_sequence(ids, batch_first=True, padding_value=PADDING)
     return {IDS: padded, PROMPT: torch.tensor([row[PROMPT] for row in rows])}
@@ -74,7 +74,7 @@ def drift(
     ids: torch.Tensor,
     prompt: torch.Tensor,
 ) -> torch.Tensor:
-    """KL(base ‖ model) of the next token, in nats, its mean over all tokens of the responses.
+    """Return KL(base ‖ model) of the next token, in nats, its mean over all response tokens.
 
     Args:
         base: the base's weights, under the names of the model's parameters.

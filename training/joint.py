@@ -9,7 +9,7 @@ from mergekit_av.errors import AVError
 
 
 def parse_goal(text: str) -> tuple[dict[str, str], list[Domain]]:
-    """`medical=avoidance,legal=expert` as domain → wanted level, and the domains.
+    """Return domain → wanted level of `medical=avoidance,legal=expert`, and the domains.
 
     Raises:
         AVError: it does not read like that, names a domain twice, or one or a level that is not
@@ -32,13 +32,13 @@ def parse_goal(text: str) -> tuple[dict[str, str], list[Domain]]:
 
 
 def joint_domain(goal: dict[str, str]) -> Domain:
-    """The combination as a dimension of its own; it has a name and no spectrum."""
+    """Return the combination as a dimension of its own; it has a name and no spectrum."""
     name = "+".join(f"{domain}-{level}" for domain, level in goal.items())
     return Domain(name, levels={}, description=f"joint training for {name}")
 
 
 def wanted_first(records: list[Record], domain: str, level: str) -> list[Record]:
-    """The records with the wanted level before the others, under ids that tell their domain."""
+    """Return the records with the wanted level before the others, under ids that tell their domain."""
     return [
         Record(
             f"{domain}/{record.id}",

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
 
 from mergekit_av.data.records import Record
 from mergekit_av.models.chat import encode
 
 from .lambdas import meant
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Pairing = Literal["adjacent", "all", "first"]
 LAMBDA = "lambda"
@@ -19,7 +18,7 @@ LAMBDA = "lambda"
 def preference_pairs(
     records: Iterable[Record], pairing: Pairing = "adjacent"
 ) -> list[dict[str, Any]]:
-    """Rows in TRL's preference format: `prompt`, `chosen`, `rejected`.
+    """Return rows in TRL's preference format: `prompt`, `chosen`, `rejected`.
 
     `adjacent` is the paper's: expert over generic, generic over avoidance; `all` adds every pair
     of levels further apart; `first` compares the first level with each of the others. Conversations
@@ -36,7 +35,7 @@ def preference_pairs(
 def spectrum_pairs(
     records: Iterable[Record], lambdas: Sequence[float], pairing: Pairing = "adjacent"
 ) -> list[dict[str, Any]]:
-    """Rows like those of `preference_pairs`, for training at several λ: beside them `lambda`.
+    """Return rows like those of `preference_pairs`, for training at several λ: beside them `lambda`.
 
     At each λ one level is preferred over its neighbours (`adjacent`) or over all others (`all`): the
     one that is meant for the nearest λ, see `lambdas.meant`.
@@ -56,9 +55,9 @@ def spectrum_pairs(
 
 
 def with_different_responses(
-    rows: Sequence[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", limit: int | None
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> list[int]:
-    """Numbers of the rows whose responses are not the same tokens, as far as `limit` shows them."""
+    """Return the numbers of the rows whose responses are not the same tokens, as far as `limit` shows them."""
 
     def differ(row: dict[str, Any]) -> bool:
         responses = [row[name] for name in ("chosen", "rejected")]

@@ -1,4 +1,4 @@
-"""What one of several processes does for all of them."""
+"""Steps that one of several processes takes for all of them."""
 
 from collections.abc import Callable
 

@@ -19,7 +19,7 @@ from mergekit_av.models.load import layout_of
 
 
 class RestoringTrainer(DPOTrainer):
-    """TRL's trainer, whose checkpoints are put back whole: every weight, bit for bit.
+    """Train with TRL, and put checkpoints back whole: every weight, bit for bit.
 
     Weights that are spread over processes (FSDP, DeepSpeed) are put back as transformers does it; they
     are saved under their names in memory.
@@ -60,7 +60,7 @@ def put_back(model: PreTrainedModel, folder: Path) -> None:
 
 @torch.no_grad()
 def check_trainable(model: PreTrainedModel, base: Path) -> None:
-    """See before a training that its checkpoints can be put back, and a vector be made at its end.
+    """Check before a training that its checkpoints can be put back, and a vector be made at its end.
 
     The model is turned into what would be saved of it, and back, in memory.
 

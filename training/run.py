@@ -1,4 +1,4 @@
-"""The folder of a run: all that a training keeps on disk until its vector is written.
+"""The folder of a run, which a training keeps until its vector is written.
 
     settings.json    what a run must share with the one that it continues
     data/            preference pairs; TRL caches tokens and reference log-probabilities beside them
@@ -56,7 +56,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _foreign(folder: Path) -> list[Path]:
-    """What is in a run folder that no run wrote."""
+    """Return what is in a run folder that no run wrote."""
     found = [path for path in entries(folder) if not _wrote(path)]
     # An earlier release did not list the files.
     if isinstance(files := _read(folder / FILES), list) and (folder / ALIGNED).is_dir():
@@ -71,7 +71,7 @@ def _wrote(path: Path) -> bool:
 
 
 def _read(file: Path) -> Any:
-    """What a JSON file holds; None where it is not there, or no JSON."""
+    """Return what a JSON file holds; None where it is not there, or no JSON."""
     try:
         return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -82,7 +82,7 @@ RUN = Kind("a run of av-train", known=_is_run, foreign=_foreign)
 
 
 class Run:
-    """A run folder, there or not yet there."""
+    """Manage a run folder, there or not yet there."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -90,14 +90,17 @@ class Run:
 
     @property
     def started(self) -> bool:
+        """Tell whether a run is in the folder."""
         return _is_run(self.folder)
 
     @property
     def vacant(self) -> bool:
+        """Tell whether nothing is in the folder's place."""
         return not self.folder.is_dir() or not entries(self.folder)
 
     @property
     def trained(self) -> bool:
+        """Tell whether the training is through."""
         return self.aligned.is_dir()
 
     def locked(self) -> contextlib.AbstractContextManager:
@@ -155,7 +158,7 @@ class Run:
         discard_incomplete(self.folder)
 
     def pairs(self, split: str) -> Dataset:
-        """The pairs of a split, read from their file: TRL's caches lie beside it.
+        """Return the pairs of a split, read from their file: TRL's caches lie beside it.
 
         So every process, and a run that is continued, finds them in the same place.
         """
@@ -170,10 +173,11 @@ class Run:
             write_whole(self.folder / FILES, json.dumps(files, indent=2))
 
     def history(self) -> dict[str, Any]:
+        """Return how the aligned model came about, see history.py."""
         return read_json(self.folder / HISTORY)
 
     def close(self, keep_aligned: bool) -> None:
-        """The vector is written: remove the run, or all that its aligned model does not need.
+        """Remove the run, whose vector is written, or all that its aligned model does not need.
 
         What is not of the run stays.
         """

@@ -1,4 +1,4 @@
-"""Where av-train's defaults differ from TRL's: what all settings share, and the settings.
+"""Defaults of av-train that are not TRL's: what all settings share, then the settings.
 
 The paper's setting is IPO loss, β 0.1, full fine-tuning, batch 4, one epoch, the validation loss
 watched. The paper does not say its learning rate, schedule or precision: docs/training.md says how
@@ -47,5 +47,5 @@ SETTINGS = {
 SETTING = "spectrum"
 # Evaluations without a lower validation loss after which training stops.
 PATIENCE = 2
-# The weight of the divergence from the base on other domains' texts, see held.py.
+# The weight of the divergence from the base on other domains' texts, see drift.py.
 HOLD = 2.0

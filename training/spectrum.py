@@ -1,4 +1,4 @@
-"""Training at several λ: what lies on the other side of the base is trained, and not hoped for.
+"""Training at several λ, so that the other side of the base is trained as well.
 
 The paper trains θ_base + θ_AV, λ = 1, and finds what θ_base − θ_AV does. Here one θ_AV is trained
 at several λ, at each of them towards the level that is meant there (`pairs.spectrum_pairs`).
@@ -11,21 +11,20 @@ from typing import Any
 
 import torch
 
-from mergekit_av.training import drift as held
-
+from .drift import COLUMNS, IDS, collate, drift
 from .pairs import LAMBDA
 from .restore import RestoringTrainer
 from .settings import HOLD
 
 
 class SpectrumTrainer(RestoringTrainer):
-    """TRL's trainer, with the weights at θ_base + λ θ_AV for the λ of each batch.
+    """Train with TRL, the weights at θ_base + λ θ_AV for the λ of each batch.
 
     The rows of its datasets have a column `lambda` beside TRL's. All pairs of a training batch are
     of one λ, and the λ take turns. The gradient of θ_AV is λ times that of the weights. The
     validation loss is the mean over all rows. A copy of the base stays in memory.
 
-    Where a text of another domain is beside each pair (`held.beside`), its drift from the base
+    Where a text of another domain is beside each pair (`drift.beside`), its drift from the base
     counts in the loss, of training and of validation, with the weight `hold`.
 
     Raises:
@@ -45,7 +44,7 @@ class SpectrumTrainer(RestoringTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        missing = {LAMBDA, *held.COLUMNS} - set(self._signature_columns)
+        missing = {LAMBDA, *COLUMNS} - set(self._signature_columns)
         self._signature_columns += sorted(missing)
 
     def _get_train_sampler(self, train_dataset=None) -> "LambdaSampler":
@@ -69,20 +68,20 @@ class SpectrumTrainer(RestoringTrainer):
         return loss, *rest
 
     def compute_loss(self, model, inputs, *args: Any, **kwargs: Any):
-        texts = [inputs.pop(column) for column in held.COLUMNS if column in inputs]
+        texts = [inputs.pop(column) for column in COLUMNS if column in inputs]
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if texts:
-            drift = held.drift(self.model, self._base, *texts)
-            everywhere = self.accelerator.gather(drift.detach()).mean().item()
+            divergence = drift(self.model, self._base, *texts)
+            everywhere = self.accelerator.gather(divergence.detach()).mean().item()
             mode = "train" if self.model.training else "eval"
             self._metrics[mode]["drift"].append(everywhere)
-            loss = loss + self._hold * drift
+            loss = loss + self._hold * divergence
         # The chain rule: d/dθ_AV of what is computed at θ_base + λ θ_AV.
         return loss * self._lambda if self.model.training else loss
 
     @contextlib.contextmanager
     def _at(self, value: float) -> Iterator[None]:
-        """The weights at θ_base + λ θ_AV, within a block."""
+        """Put the weights at θ_base + λ θ_AV, within a block."""
         self._lambda = value
         self._stretch(value)
         try:
@@ -99,7 +98,7 @@ class SpectrumTrainer(RestoringTrainer):
 
 
 class LambdaSampler(torch.utils.data.Sampler):
-    """Rows in an order in which each batch has one λ, and the λ take turns.
+    """Draw rows in an order in which each batch has one λ, and the λ take turns.
 
     Shuffled anew each epoch. Where the rows of a λ do not fill as many whole batches as those of
     another, some come twice.
@@ -135,17 +134,21 @@ class LambdaSampler(torch.utils.data.Sampler):
 
 
 class _WithLambda:
-    """TRL's collator, with the λ of each pair beside its tokens."""
+    """Collate as TRL does, with the λ of each pair beside its tokens."""
 
-    def __init__(self, collate):
-        self.collate = collate
+    def __init__(self, collate_pairs):
+        self.collate_pairs = collate_pairs
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        texts = held.collate(rows) if held.IDS in rows[0] else {}
-        return {**self.collate(rows), **texts, LAMBDA: torch.tensor([row[LAMBDA] for row in rows])}
+        texts = collate(rows) if IDS in rows[0] else {}
+        return {
+            **self.collate_pairs(rows),
+            **texts,
+            LAMBDA: torch.tensor([row[LAMBDA] for row in rows]),
+        }
 
 
 def _of(inputs: dict[str, torch.Tensor], pairs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Some pairs of a batch of TRL's, in which all chosen come first and then all rejected."""
+    """Return some pairs of a batch of TRL's, in which all chosen come first and then all rejected."""
     both = pairs.repeat(2)
     return {k: v[pairs if len(v) == len(pairs) else both] for k, v in inputs.items()}

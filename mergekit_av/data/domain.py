@@ -35,7 +35,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Domain:
-    """A preference dimension.
+    """Describe a preference dimension.
 
     Attributes:
         name: as in file names and tables.
@@ -60,7 +60,7 @@ class Domain:
     words: dict[str, str] = field(default_factory=dict)
 
     def to_yaml(self, records: str | None) -> str:
-        """The content of a domain file that says the same, but for where its records are."""
+        """Return the content of a domain file that says the same, but for where its records are."""
         content = {
             "name": self.name,
             "description": self.description,
@@ -71,23 +71,23 @@ class Domain:
             "records": records,
             "split": self.split,
         }
-        said = {key: value for key, value in content.items() if value}
-        return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
+        written = {key: value for key, value in content.items() if value}
+        return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=100)
 
     def wordings(self, level: str) -> list[str]:
-        """What a level can be described with, each once: its sentence (or else its name), then the
+        """Return what a level can be described with, each once: its sentence (or else its name), then the
         paraphrases."""
         wordings = [self.levels[level] or level, *self.paraphrases.get(level, [])]
         return list(dict.fromkeys(wordings))
 
 
 def built_in_domains() -> list[str]:
-    """Names of the domains that come with the package."""
+    """Return the names of the domains that come with the package."""
     return sorted(path.stem for path in BUILT_IN.glob("*.yml"))
 
 
 def load_domain(name: str | os.PathLike) -> Domain:
-    """A built-in domain by name, or one's own by the path of its YAML file.
+    """Load a built-in domain by name, or one's own by the path of its YAML file.
 
     Raises:
         AVError: there is no such domain, or its file says something that it cannot.
@@ -169,7 +169,7 @@ def _prompts(path: Path, prompts: object, levels: dict[str, str]) -> dict[str, s
 
 
 def _by_level(path: Path, key: str, values: object, levels: dict[str, str]) -> dict[str, Any]:
-    """What stands under a key for each level, in the order of the levels."""
+    """Return what stands under a key for each level, in the order of the levels."""
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -194,7 +194,7 @@ def _words(path: Path, words: object) -> dict[str, str]:
 
 
 def _source(path: Path, records: str | None) -> str | None:
-    """What `records` says, relative to the domain file, unless it is a Hub dataset id."""
+    """Return what `records` says, relative to the domain file, unless it is a Hub dataset id."""
     if records is None:
         return None
     beside = Path(os.path.normpath(path.absolute().parent / records))

@@ -1,4 +1,4 @@
-"""Records: a query and one response per level; their formats and their splits."""
+"""Records: a query with one response per level, each in a split."""
 
 import hashlib
 import json
@@ -9,18 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_av.errors import AVError, first_line
+from mergekit_av.errors import AVError
 
 from .domain import DOMAIN, SPLITS, Domain
+from .formats import Message, read_row, text_field
+from .readers import TRAINING_PART, file_rows, hub_rows
 
-# Of the rows of a Hub dataset that has a test split but none for validation: one of the two others.
-TRAINING_PART = "train or validation"
-# How the splits of Hub datasets begin, in the words that `datasets` knows in file names.
-SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
 HUB_DATASET = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 # The paper's shares: 20 % for testing, and 3 % of the rest for validation while training.
 TEST_SHARE = 0.2
@@ -31,12 +25,10 @@ MIN_VALIDATION = 16
 # The records in a folder that av-synth made.
 RECORDS = "records.jsonl"
 
-Message = dict[str, str]
-
 
 @dataclass(frozen=True)
 class Record:
-    """One query with a response per level.
+    """Hold one query with a response per level.
 
     Attributes:
         id: unique in its file or Hub dataset; an id that the dataset repeats in a later split has
@@ -57,22 +49,22 @@ class Record:
 
     @property
     def query(self) -> str:
-        """What was asked last."""
+        """Return what was asked last."""
         return query_of(self.prompt)
 
 
 def query_of(prompt: str | tuple[Message, ...]) -> str:
-    """What a prompt asks last: the text, or the conversation's last message."""
+    """Return what a prompt asks last: the text, or the conversation's last message."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def load_records(domain: Domain, source: str | os.PathLike | None = None) -> list[Record]:
-    """All records of a domain, each in its split.
+    """Load all records of a domain, each in its split.
 
     Args:
         source: instead of the domain's own records: a .jsonl, .json or .parquet file, a folder of
-            av-synth, or a Hub dataset id. Rows are our records (`query`, `responses` by level), TRL's preferences
-            (`prompt`, `chosen`, `rejected`; text or messages) or PKU-SafeRLHF's.
+            av-synth, or a Hub dataset id. Rows are our records (`query`, `responses` by level), TRL's
+            preferences (`prompt`, `chosen`, `rejected`; text or messages) or PKU-SafeRLHF's.
 
     A record's own `split` is honoured. Without one, the test share is drawn by a hash of the id
     (of the prompt, where there is none), and validation takes every third record until it has 16,
@@ -103,7 +95,7 @@ def load_records(domain: Domain, source: str | os.PathLike | None = None) -> lis
 
 
 def dataset_of(domain: Domain, source: str | os.PathLike | None = None) -> str | None:
-    """The Hub id of the dataset that `load_records` reads; None where it reads a file."""
+    """Return the Hub id of the dataset that `load_records` reads; None where it reads a file."""
     name = str(source or domain.records or "")
     is_id = HUB_DATASET.fullmatch(name) and not Path(name).exists()
     return name.partition("@")[0] if is_id else None
@@ -120,37 +112,8 @@ def require_splits(records: Iterable[Record], *splits: str, source: str) -> None
             )
 
 
-def read_row(
-    row: Any, domain: Domain, where: str
-) -> tuple[str | tuple[Message, ...], dict[str, str]]:
-    """Prompt and responses by level, best first, of a row in any of the formats.
-
-    Args:
-        where: the row stands, for the error.
-
-    Raises:
-        AVError: the row is in none of the formats, lacks something, or is of another domain.
-    """
-    if not isinstance(row, dict):
-        raise AVError(f"{where}: a record must be an object, not {type(row).__name__}")
-    levels = list(domain.levels)
-    if "responses" in row:
-        prompt, texts = _read_record(row, levels, where)
-    elif "chosen" in row or "rejected" in row:
-        prompt, texts = _read_preference(row, levels, where)
-    elif "response_0" in row:
-        prompt, texts = _read_safe_rlhf(row, levels, where)
-    else:
-        raise AVError(
-            f"{where}: neither `responses` (our records) nor `chosen` and `rejected` (TRL's)"
-        )
-    if row.get("domain") not in (None, domain.name):
-        raise AVError(f"{where}: `domain` is {row['domain']!r}, not {domain.name!r}")
-    return prompt, dict(zip(levels, texts, strict=True))
-
-
 class _Draft:
-    """A row on its way to a record: read and checked, not yet in a split."""
+    """Read and check a row that is not yet in a split."""
 
     def __init__(self, row: Any, domain: Domain, where: str, part: str | None):
         self.prompt, self.responses = read_row(row, domain, where)
@@ -161,7 +124,7 @@ class _Draft:
         self.split = split or part
         id = row.get("id")
         if isinstance(id, str):
-            _text(row, "id", where)
+            text_field(row, "id", where)
         elif not isinstance(id, int | None) or isinstance(id, bool):
             raise AVError(f"{where}: `id` must be text or a whole number, not {id!r}")
         self.explicit_id = id is not None
@@ -200,78 +163,10 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _text(row: dict, field: str, where: str, inside: str = "") -> str:
-    value = row.get(field)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise AVError(f"{where}: `{inside}{field}` is missing or empty")
-    if not isinstance(value, str):
-        raise AVError(f"{where}: `{inside}{field}` must be text, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a character: "\ud800"
-        raise AVError(f"{where}: `{inside}{field}` is not valid Unicode") from error
-    return value
-
-
-def _read_record(row: dict, levels: list[str], where: str):
-    query, responses = _text(row, "query", where), row["responses"]
-    if not isinstance(responses, dict):
-        raise AVError(f"{where}: `responses` must map levels to texts")
-    unknown = [level for level in responses if level not in levels]
-    if unknown:
-        raise AVError(
-            f"{where}: `responses` has the level {unknown[0]!r}; this domain's are {', '.join(levels)}"
-        )
-    missing = [level for level in levels if level not in responses]
-    if missing:
-        raise AVError(f"{where}: `responses` lacks the level {missing[0]!r}")
-    texts = [_text(responses, level, where, inside="responses.") for level in levels]
-    return ({"role": "user", "content": query},), texts
-
-
-def _read_preference(row: dict, levels: list[str], where: str):
-    if len(levels) != 2:
-        raise AVError(
-            f"{where}: chosen/rejected pairs need a domain of 2 levels, not {len(levels)}"
-        )
-    fields = ("chosen", "rejected")
-    if not isinstance(row.get("prompt"), list):
-        return _text(row, "prompt", where), [_text(row, field, where) for field in fields]
-    prompt = _messages(row, "prompt", where)
-    answers = [_messages(row, field, where) for field in fields]
-    for field, answer in zip(fields, answers, strict=True):
-        if [message["role"] for message in answer] != ["assistant"]:
-            raise AVError(f"{where}: `{field}` must be one assistant message, as TRL's format says")
-    return tuple(prompt), [answer[0]["content"] for answer in answers]
-
-
-def _messages(row: dict, field: str, where: str) -> list[Message]:
-    value = row.get(field)
-    if not value:
-        raise AVError(f"{where}: `{field}` is missing or empty")
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise AVError(f"{where}: `{field}` must be a list of role/content messages")
-    return [
-        {key: _text(message, key, where, inside=f"{field}.") for key in ("role", "content")}
-        for message in value
-    ]
-
-
-def _read_safe_rlhf(row: dict, levels: list[str], where: str):
-    """PKU-SafeRLHF: two responses, of which one is the safer."""
-    if len(levels) != 2:
-        raise AVError(f"{where}: response pairs need a domain of 2 levels, not {len(levels)}")
-    if row.get("safer_response_id") not in (0, 1):
-        raise AVError(f"{where}: `safer_response_id` must be 0 or 1")
-    safer = int(row["safer_response_id"])
-    texts = [_text(row, f"response_{i}", where) for i in (safer, 1 - safer)]
-    return ({"role": "user", "content": _text(row, "prompt", where)},), texts
-
-
 def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None, str]]:
-    """Each row of a file or a Hub dataset.
+    """Yield each row of a file or a Hub dataset.
 
-    Returns:
+    Yields:
         Where it is; the row; the split of a row that names none; the section of the source in
         which ids are unique: a split of a Hub dataset.
     """
@@ -285,78 +180,9 @@ def _rows(source: str | os.PathLike) -> Iterator[tuple[str, Any, str | None, str
     elif path.suffix in (".jsonl", ".json", ".parquet") or not HUB_DATASET.fullmatch(str(source)):
         raise AVError(f"there is no record file {path}; a Hub dataset id is owner/name")
     else:
-        yield from _hub_rows(str(source))
+        yield from hub_rows(str(source))
 
 
 def _of_datasets(folder: Path) -> bool:
-    """Whether a folder is a copy of a Hub dataset, and not one that av-synth has begun."""
+    """Tell whether a folder is a copy of a Hub dataset, and not one that av-synth has begun."""
     return any(folder.iterdir()) and not (folder / DOMAIN).is_file()
-
-
-def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row of a .jsonl, .json or .parquet file, as it is, and where it is.
-
-    Raises:
-        AVError: naming file and line that cannot be read.
-    """
-    if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise AVError(f"{path} is not readable Parquet: {first_line(error)}") from error
-        yield from ((f"{path} row {i}", row) for i, row in enumerate(rows, 1))
-        return
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise AVError(f"{path} line {line}: not UTF-8; save the file in that encoding") from error
-    if path.suffix == ".json":
-        rows = _parse(text, path)
-        if not isinstance(rows, list):
-            raise AVError(f"{path} must hold a JSON array of records")
-        yield from ((f"{path} record {i}", row) for i, row in enumerate(rows, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{path} line {number}", _parse(line, path, number)
-
-
-def _parse(text: str, path: Path, line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = f"line {line + error.lineno - 1}"
-        raise AVError(f"{path} {at}: not JSON ({error.msg}, column {error.colno})") from error
-    except (ValueError, RecursionError) as error:
-        raise AVError(f"{path} line {line}: not JSON ({first_line(error)})") from error
-
-
-def _hub_rows(name: str) -> Iterator[tuple[str, Any, str | None, str]]:
-    """Rows of a Hub dataset; its test and validation splits are kept."""
-    from datasets import load_dataset
-
-    repo, _, revision = name.partition("@")
-    try:
-        splits = load_dataset(repo, revision=revision or None)
-    except Exception as error:  # of httpx, of pyarrow, of datasets itself
-        raise AVError(
-            f"{name} is no record file here, and the Hub has not given it as a dataset: "
-            f"{first_line(error)}"
-        ) from error
-    parts = {split: _part(split) for split in splits}
-    training = None
-    if "test" in parts.values():
-        training = "train" if "validation" in parts.values() else TRAINING_PART
-    for split, rows in splits.items():
-        part = parts[split] if parts[split] in ("test", "validation") else training
-        for number, row in enumerate(rows, 1):
-            yield f"{name} {split} row {number}", row, part, split
-
-
-def _part(split: str) -> str | None:
-    """Which of our splits a Hub dataset's is: `train_prefs` is for training."""
-    return SPLIT_WORDS.get(re.split("[^a-z]", split.lower())[0])

@@ -1,4 +1,4 @@
-"""What completions cost, and a budget that is never exceeded."""
+"""The cost of completions, within a budget that is never exceeded."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -12,18 +12,19 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Price:
-    """USD per million tokens that a model reads, and that it writes."""
+    """Hold USD per million tokens that a model reads, and that it writes."""
 
     input: float
     output: float
 
     def of(self, input: int, output: int) -> float:
+        """Return the USD of so many tokens read and written."""
         return (input * self.input + output * self.output) / MILLION
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that were read and written in so many calls; USD, or None where a price is unknown."""
+    """Count calls, the tokens read and written in them, and their USD, None where a price is unknown."""
 
     calls: int = 0
     input: int = 0
@@ -53,14 +54,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that may be spent: USD, or tokens read and written."""
+    """Hold the most that may be spent: USD, or tokens read and written."""
 
     amount: float
     unit: Literal["USD", "tokens"]
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """A budget as one writes it: `20USD`, `500000tokens`.
+        """Return a budget as one writes it: `20USD`, `500000tokens`.
 
         Raises:
             AVError: it is none.
@@ -72,10 +73,11 @@ class Budget:
         return cls(amount, "USD" if found[2].lower() == "usd" else "tokens")
 
     def amount_of(self, usage: Usage) -> float:
-        """What counts of a usage; an unknown price counts as none."""
+        """Return what counts of a usage; an unknown price counts as none."""
         return usage.tokens if self.unit == "tokens" else usage.usd or 0.0
 
     def covers(self, usage: Usage) -> bool:
+        """Tell whether a usage is within the budget."""
         return self.amount_of(usage) <= self.amount
 
     def __str__(self) -> str:
@@ -83,11 +85,11 @@ class Budget:
 
 
 class BudgetSpent(AVError):
-    """What is left of the budget may not be enough for the next completion."""
+    """Report that what is left of the budget may not be enough for the next completion."""
 
 
 class Spending:
-    """What has been spent, of a budget or without one.
+    """Count what has been spent, of a budget or without one.
 
     A call is not begun unless the most that it can cost is left, beside what those under way may
     still cost.
@@ -117,7 +119,7 @@ class Spending:
         return self.before + self.now
 
     def usage(self, input: int, output: int) -> Usage:
-        """What one call costs."""
+        """Return what one call costs."""
         usd = None if self.price is None else self.price.of(input, output)
         return Usage(1, input, output, usd)
 
@@ -136,7 +138,7 @@ class Spending:
         return True
 
     def release(self, most: Usage, spent: Usage | None) -> None:
-        """A call that was held for has ended, and cost so much."""
+        """Count a call that was held for, has ended, and cost so much."""
         self._held.remove(self._amount(most))
         if spent is not None:
             self.now += spent

@@ -1,4 +1,4 @@
-"""From the name of a model to the endpoint that serves it: address, key, price."""
+"""Endpoints: where a model is served, with which key, at which price."""
 
 import ipaddress
 import os
@@ -20,7 +20,7 @@ NO_KEY = "none"  # the client wants one; a server that has no use for it ignores
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model behind a chat-completions API.
+    """Describe a model behind a chat-completions API.
 
     Attributes:
         model: as the user named it.
@@ -44,7 +44,7 @@ class Endpoint:
 def find_endpoint(
     model: str, base_url: str | None = None, price: Price | None = None, *, needs_key: bool = True
 ) -> Endpoint:
-    """The endpoint that a model's name means.
+    """Return the endpoint that a model's name means.
 
     Args:
         model: with `base_url` the name that the server there knows; else PROVIDER/NAME with a

@@ -1,22 +1,25 @@
 """Chat completions from any OpenAI-compatible endpoint, many at a time, within a budget."""
 
 import asyncio
+import importlib.util
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from mergekit_av.errors import AVError
 
+from .answer import Answer, AnswerMessage, AnswerUsage, Choice
 from .budget import Spending, Usage
 from .catalog import Endpoint
+from .config import ClientConfig
 from .errors import completion_errors, explain, server_message, short
 
-ASKS = 3  # so often is a model asked for what keeps to a schema
+ATTEMPTS = 3  # to get an answer that keeps to a schema
 # What a chat template may add around the messages, in tokens.
 TEMPLATE = 64
 FILTERED = ("content_filter", "content_policy_violation")
@@ -27,7 +30,7 @@ Item, Result, Schema = TypeVar("Item"), TypeVar("Result"), TypeVar("Schema", bou
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote.
+    """Hold what a model wrote.
 
     Attributes:
         text: without white space around it; empty where the provider's filter withheld it.
@@ -41,7 +44,7 @@ class Completion:
 
 
 class InvalidOutput(AVError):
-    """A model did not keep to a schema, however often it was asked.
+    """Report that a model did not keep to a schema, however often it was asked.
 
     Attributes:
         completion: the last one, with the usage of all.
@@ -52,9 +55,40 @@ class InvalidOutput(AVError):
         self.completion = completion
 
 
+def connect(
+    config: ClientConfig,
+    before: Usage | None = None,
+    *,
+    temperature: float,
+    needs_key: bool = True,
+) -> "Completions":
+    """Return the client that is configured.
+
+    Args:
+        before: what has been spent of the budget earlier.
+        temperature: of sampling.
+        needs_key: whether anything will be asked.
+
+    Raises:
+        UsageError: no model is named.
+        AVError: see `find_endpoint` and `Spending`; the openai package is not installed.
+    """
+    if importlib.util.find_spec("openai") is None:
+        raise AVError("asking a model needs openai: pip install 'mergekit-av[synth]'")
+    endpoint = config.endpoint(needs_key)
+    return Completions(
+        endpoint,
+        Spending(endpoint.price, config.budget, before),
+        concurrency=config.concurrency,
+        timeout=config.timeout,
+        retries=config.retries,
+        temperature=temperature,
+    )
+
+
 class Completions:
-    """A client of one endpoint. What passes (429, 5xx, a lost connection, a time-out) is retried with
-    back-off, and after the time that the server asks for.
+    """Ask one endpoint. What passes (429, 5xx, a lost connection, a time-out) is retried with back-off,
+    and after the time that the server asks for.
 
     Args:
         spending: counts what completions cost, and holds the budget.
@@ -147,7 +181,7 @@ class Completions:
         max_tokens: int,
         seed: int | None = None,
     ) -> Completion:
-        """One completion; within `run`.
+        """Return one completion; within `run`.
 
         Args:
             max_tokens: the most that the answer may have.
@@ -166,7 +200,7 @@ class Completions:
         max_tokens: int,
         seed: int | None = None,
     ) -> tuple[Schema, Completion]:
-        """One completion that keeps to a schema; within `run`. Arguments as of `complete`.
+        """Return one completion that keeps to a schema; within `run`. Arguments as of `complete`.
 
         The schema is in the request, where the server takes it, and in words in the last message. A
         model that does not keep to it is told what is wrong, and asked again.
@@ -180,8 +214,8 @@ class Completions:
         asked = f"{last}\n\nAnswer with one JSON object that keeps to this JSON schema, and with nothing else:\n{shape}"
         conversation = [*messages[:-1], {**messages[-1], "content": asked}]
         spent = Usage()
-        for ask in range(ASKS):
-            again = None if seed is None else seed + ask
+        for attempt in range(ATTEMPTS):
+            again = None if seed is None else seed + attempt
             completion = await self._complete(conversation, max_tokens, again, schema)
             spent += completion.usage
             completion = replace(completion, usage=spent)
@@ -233,7 +267,7 @@ class Completions:
             while not self.spending.hold(most):
                 await self._released.wait()
 
-    async def _ask(self, request: dict[str, Any], schema: type[BaseModel] | None) -> "_Answer":
+    async def _ask(self, request: dict[str, Any], schema: type[BaseModel] | None) -> Answer:
         from openai import BadRequestError, UnprocessableEntityError
 
         while True:
@@ -249,26 +283,24 @@ class Completions:
                 return self._answer(raw.text)
             except (BadRequestError, UnprocessableEntityError) as error:
                 if error.code in FILTERED:
-                    return _Answer.model_validate(
-                        {"choices": [{"message": {}, "finish_reason": "content_filter"}],
-                         "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
-                    )  # fmt: skip
-                said = server_message(error.body)
-                if not sent_schema or not ("response_format" in said or "schema" in said):
+                    withheld = Choice(message=AnswerMessage(), finish_reason="content_filter")
+                    return Answer(choices=[withheld], usage=AnswerUsage())
+                message = server_message(error.body)
+                if not sent_schema or not ("response_format" in message or "schema" in message):
                     raise AVError(explain(self.endpoint, error)) from None
                 self._takes_schema = False  # the words in the prompt will have to do
 
-    def _answer(self, content: str) -> "_Answer":
+    def _answer(self, content: str) -> Answer:
         try:
-            return _Answer.model_validate_json(content)
+            return Answer.model_validate_json(content)
         except ValidationError:
-            said = server_message(content) or "nothing"
+            message = server_message(content) or "nothing"
             raise AVError(
                 f"{self.endpoint.base_url} answers something that is no chat completion "
-                f"({short(said)}): check the base URL, which mostly ends in /v1"
+                f"({short(message)}): check the base URL, which mostly ends in /v1"
             ) from None
 
-    def _usage(self, answer: "_Answer", messages: Sequence[Message]) -> Usage:
+    def _usage(self, answer: Answer, messages: Sequence[Message]) -> Usage:
         counted = answer.usage
         if counted is None:  # the server does not say: some four bytes are a token
             written = answer.choices[0].message.content or ""
@@ -276,34 +308,12 @@ class Completions:
         return self.spending.usage(counted.prompt_tokens, counted.completion_tokens)
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Answer(BaseModel):
-    """What is used of an answer: some servers put odd things into the rest."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
 def _bytes(messages: Sequence[Message]) -> int:
     return sum(len(message["content"].encode()) for message in messages)
 
 
 def _at_most(messages: Sequence[Message], schema: type[BaseModel] | None) -> int:
-    """Tokens that messages can have at most: no tokenizer makes several of one byte."""
+    """Return the tokens that messages can have at most: no tokenizer makes several of one byte."""
     own = len(json.dumps(schema.model_json_schema())) if schema else 0
     return _bytes(messages) + own + TEMPLATE
 
@@ -314,12 +324,12 @@ def _response_format(schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def _json_in(text: str) -> str:
-    """The JSON object in a text; models like to put fences and words around it."""
+    """Return the JSON object in a text; models like to put fences and words around it."""
     return text[text.find("{") : text.rfind("}") + 1] if "{" in text else text
 
 
 def _fault(error: ValidationError) -> str:
-    """The first thing that is wrong."""
+    """Return the first thing that is wrong."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     return short(f"{where}: {first['msg']}" if where else first["msg"])

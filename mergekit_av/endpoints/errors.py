@@ -1,4 +1,4 @@
-"""What can go wrong with a chat-completions endpoint, in one line that says what to do."""
+"""Errors of a chat-completions endpoint, each in one line that says what to do."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def completion_errors(endpoint: Endpoint, but: tuple[type[Exception], ...] = ())
 
 
 def explain(endpoint: Endpoint, error: Exception) -> str:
-    """What is wrong, and what to do about it."""
+    """Return what is wrong, and what to do about it."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     where, status = f"{endpoint.model} at {endpoint.base_url}", getattr(error, "status_code", None)
@@ -38,27 +38,27 @@ def explain(endpoint: Endpoint, error: Exception) -> str:
         text = f"{where} has not answered in time: try a longer --timeout; {AGAIN}"
     elif isinstance(error, APIConnectionError):
         cause = short(error.__cause__) if error.__cause__ else ""
-        said = f" ({cause})" if cause else ""
-        text = f"the connection to {endpoint.base_url} failed{said}: check network and address; {AGAIN}"
+        quoted = f" ({cause})" if cause else ""
+        text = f"the connection to {endpoint.base_url} failed{quoted}: check network and address; {AGAIN}"
     elif not isinstance(error, APIStatusError):
         text = f"{where}: {short(error)}"
     elif status == 401:
-        text = f"{where} does not accept the key{_said(error)}: check it in the environment"
+        text = f"{where} does not accept the key{_quoted(error)}: check it in the environment"
     elif status == 403:
-        text = f"{where} refuses this key{_said(error)}"
+        text = f"{where} refuses this key{_quoted(error)}"
     elif status == 404:
-        text = f"{where} is not there{_said(error)}: check the model's name and the base URL"
+        text = f"{where} is not there{_quoted(error)}: check the model's name and the base URL"
     elif status == 429:
-        text = f"{where} allows no more requests now{_said(error)}: {AGAIN} later, or with a smaller --concurrency"
+        text = f"{where} allows no more requests now{_quoted(error)}: {AGAIN} later, or with a smaller --concurrency"
     elif status >= 500:
-        text = f"{where} has trouble ({status}){_said(error)}: {AGAIN} later"
+        text = f"{where} has trouble ({status}){_quoted(error)}: {AGAIN} later"
     else:
-        text = f"{where} refuses the request ({status}){_said(error)}"
+        text = f"{where} refuses the request ({status}){_quoted(error)}"
     return text if endpoint.key == NO_KEY else text.replace(endpoint.key, "***")
 
 
 def server_message(content: object) -> str:
-    """What a server says in an answer that is an error: servers differ in where they say it."""
+    """Return what a server says in an answer that is an error: servers differ in where they say it."""
     if isinstance(content, str):
         with contextlib.suppress(ValueError):
             content = json.loads(content)
@@ -69,12 +69,12 @@ def server_message(content: object) -> str:
     return short(content) if content else ""
 
 
-def short(said: object) -> str:
-    """A text on one line, cut where it is long."""
-    text = " ".join(str(said).split())
+def short(message: object) -> str:
+    """Return a text on one line, cut where it is long."""
+    text = " ".join(str(message).split())
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
-def _said(error) -> str:
-    said = server_message(error.body)
-    return f" ({said})" if said else ""
+def _quoted(error) -> str:
+    message = server_message(error.body)
+    return f" ({message})" if message else ""

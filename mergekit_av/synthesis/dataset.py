@@ -1,4 +1,4 @@
-"""The finished data set: its records, and its card."""
+"""The finished data set: its records with their card."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ from mergekit_av.text.markdown import facts, fenced, table, text
 from .folder import DataFolder
 
 CARD = "README.md"
-# What the record format has, and what is said beside it.
+# Fields of the record format, with those that are added to it.
 FIELDS = ("id", "domain", "split", "persona", "query", "responses", "provenance")
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
@@ -49,7 +49,7 @@ def card(
     language: str,
     kept: Kept,
 ) -> str:
-    """The data set's page on the Hub."""
+    """Return the data set's page on the Hub."""
     domain = folder.domain
     front = DatasetCardData(
         language=language,
@@ -80,7 +80,7 @@ def card(
                 "personas": _counts(rows, "persona_source"),
                 "queries by": _counts(rows, "query_model"),
                 "responses by": _counts(rows, "response_model"),
-                "last made": max((_said(row, "date") for row in rows), default=""),
+                "last made": max((_provenance(row, "date") for row in rows), default=""),
             }
         ),
         "## Cleaning",
@@ -93,12 +93,12 @@ def card(
     return assemble(front, parts, kept, DatasetCard)
 
 
-def _said(row: Mapping[str, Any], key: str) -> str:
+def _provenance(row: Mapping[str, Any], key: str) -> str:
     return str(row.get("provenance", {}).get(key) or "unknown")
 
 
 def _counts(rows: Sequence[Mapping[str, Any]], key: str) -> str:
-    counts = Counter(_said(row, key) for row in rows)
+    counts = Counter(_provenance(row, key) for row in rows)
     return ", ".join(f"{name} ({count:,})" for name, count in counts.most_common())
 
 
@@ -108,6 +108,6 @@ def _words(texts: Iterable[str]) -> tuple[str, str]:
 
 
 def _size(count: int) -> str:
-    """As the Hub names sizes."""
+    """Return the size as the Hub names it."""
     names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
     return names[sum(count >= size for size in SIZES)]

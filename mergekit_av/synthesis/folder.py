@@ -1,4 +1,4 @@
-"""The folder of a data set in the making: which file holds what.
+"""The folder of a data set that is being made, and its files.
 
     domain.yml         the domain, with which everything is made: levels, instructions, words
     prompts/           what the model is asked: text files, yours to edit before a stage begins
@@ -13,7 +13,7 @@
     README.md          its card
     dropped.jsonl      what was left out, and why
     cleaning.md        how much was, and what the lengths tell; cleaning.json has the numbers
-    annotations/       annotator → what they say of responses
+    annotations/       annotator → the levels that they chose for responses
 
 The four stages are journals: a line is added, and is on disk, when its completion is there. A line
 that a model made has `made`: `model`, `date` (UTC), `finish_reason`, `prompt` (its fingerprint), and
@@ -28,10 +28,11 @@ that a model made has `made`: `model`, `date` (UTC), `finish_reason`, `prompt` (
 Ids are hashes of the texts, so what was made of a text that is there no more is passed over.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from mergekit_av.errors import AVError
 from mergekit_av.io.atomic import check_writable, write_whole
 from mergekit_av.io.journal import Journal, read_journal
 from mergekit_av.io.json import read_json
+from mergekit_av.io.locks import locked
 
 from .prompts import Prompt, copy_prompts
 
@@ -55,11 +57,12 @@ FIELDS = {
 }
 PROMPTS, SETTINGS, OLD = "prompts", "settings.json", "old"
 SPENDING = "spending.json"
+IN_USE = "choose another folder"  # what to do where another process holds a folder
 
 
 @dataclass(frozen=True)
 class Persona:
-    """Somebody who asks.
+    """Describe somebody who asks.
 
     Attributes:
         source: of whom the persona was taken; `CreatePersona` for our own.
@@ -75,7 +78,7 @@ class Persona:
 
 @dataclass(frozen=True)
 class Query:
-    """What a persona asks.
+    """Hold what a persona asks.
 
     Attributes:
         made: of its own completion, or of the one that the persona came from.
@@ -89,7 +92,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Response:
-    """What is answered to a query at a level."""
+    """Hold what is answered to a query at a level."""
 
     query_id: str
     level: str
@@ -99,7 +102,7 @@ class Response:
 
 
 class DataFolder:
-    """A folder that is there.
+    """Open a data folder that is there.
 
     Attributes:
         path, domain.
@@ -119,7 +122,7 @@ class DataFolder:
 
     @classmethod
     def begin(cls, path: Path, domain: Domain) -> "DataFolder":
-        """The folder of a domain: as it is, or made.
+        """Return the folder of a domain: as it is, or made.
 
         Raises:
             AVError: it is there and of another domain, or of something else; it cannot be made.
@@ -142,13 +145,15 @@ class DataFolder:
         return cls(path)
 
     def prompt(self, name: str) -> Prompt:
+        """Return one of OWN's prompts, as it is in this folder."""
         return Prompt(self.path / PROMPTS, name, self.domain)
 
     def file(self, stage: str) -> Path:
+        """Return the journal's file of a stage."""
         return self.path / f"{stage}.jsonl"
 
     def stage(self, stage: str, settings: Mapping[str, Any], restart: bool = False) -> "Journal":
-        """The journal of a stage, for whoever adds to it.
+        """Open the journal of a stage, to add to it.
 
         Args:
             settings: what the stage is made with.
@@ -178,13 +183,13 @@ class DataFolder:
         return journal
 
     def made_with(self, key: str) -> Any | None:
-        """A setting, as the latest stage that has it was made with."""
+        """Return a setting, as the latest stage that has it was made with."""
         settings = self._settings()
         found = [settings[s][key] for s in STAGES if key in settings.get(s, {})]
         return found[-1] if found else None
 
     def personas(self) -> list[Persona]:
-        """All, each once: those from elsewhere, then those created."""
+        """Return all, each once: those from elsewhere, then those created."""
         found = [
             Persona(entry["id"], entry["persona"], entry["source"])
             for entry in self.entries(SAMPLED)
@@ -203,7 +208,7 @@ class DataFolder:
         return list({persona.id: persona for persona in reversed(found)}.values())[::-1]
 
     def queries(self) -> list[Query]:
-        """Those of the personas that are there, in order of the personas."""
+        """Return those of the personas that are there, in order of the personas."""
         made = {entry["persona_id"]: entry for entry in self.entries(QUERIES)}
         return [
             Query(entry["id"], persona, entry["query"], entry["made"] or persona.made)
@@ -212,7 +217,7 @@ class DataFolder:
         ]
 
     def responses(self) -> dict[str, dict[str, Response]]:
-        """Query id → level → response."""
+        """Return query id → level → response."""
         found: dict[str, dict[str, Response]] = {}
         for entry in self.entries(RESPONSES):
             response = Response(**{key: entry[key] for key in FIELDS[RESPONSES]})
@@ -220,7 +225,7 @@ class DataFolder:
         return found
 
     def spending(self) -> dict[str, Usage]:
-        """Stage → what it has cost, with what was started over."""
+        """Return stage → what it has cost, with what was started over."""
         found = {}
         for stage in (CREATED, QUERIES, RESPONSES):
             files = [self.file(stage), *sorted((self.path / OLD).glob(f"{stage}-*.jsonl"))]
@@ -234,7 +239,7 @@ class DataFolder:
         write_whole(self.path / SPENDING, _json(usage))
 
     def entries(self, stage: str) -> list[dict[str, Any]]:
-        """The lines of a stage, whoever may be adding to it.
+        """Return the lines of a stage, whoever may be adding to it.
 
         Raises:
             AVError: a line lacks something.
@@ -257,19 +262,48 @@ class DataFolder:
         self.file(stage).rename(free)
 
 
+@contextlib.contextmanager
+def locked_folder(path: Path) -> Iterator[DataFolder]:
+    """Open a data folder that is there, and hold it: each stage reads what the ones before it made.
+
+    Raises:
+        AVError: see `DataFolder`; another process is at it.
+    """
+    folder = DataFolder(path)
+    with locked(path, IN_USE):
+        yield folder
+
+
+@contextlib.contextmanager
+def begun_folder(domain: str | Path, path: Path | None = None) -> Iterator[DataFolder]:
+    """Begin the data folder of a domain, or open the one that is there, and hold it.
+
+    Args:
+        domain: a name or YAML file.
+        path: `data/DOMAIN` without it.
+
+    Raises:
+        AVError: see `load_domain` and `DataFolder.begin`; another process is at it.
+    """
+    chosen = load_domain(domain)
+    path = path or Path("data") / chosen.name
+    with locked(path, IN_USE):
+        yield DataFolder.begin(path, chosen)
+
+
 def id_of(*texts: str) -> str:
-    """The id of what has these texts."""
+    """Return the id of what has these texts."""
     return hashlib.sha256("\0".join(texts).encode(errors="replace")).hexdigest()[:16]
 
 
 def _change(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | None:
-    """The first setting that is not what it was, in words."""
+    """Return the first setting that is not what it was, in words."""
     before = before or {}
     for key in [*now, *before]:
         # The same model may be at another address.
         if key != "base_url" and (was := before.get(key)) != (is_now := now.get(key)):
-            telling = not key.startswith("prompt") and not isinstance(was, dict)
-            return f"{key} ({was!r}, not {is_now!r})" if telling else key
+            is_short = not key.startswith("prompt") and not isinstance(was, dict)
+            return f"{key} ({was!r}, not {is_now!r})" if is_short else key
     return None
 
 

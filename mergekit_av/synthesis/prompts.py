@@ -8,7 +8,7 @@ from mergekit_av.io.atomic import write_whole
 from mergekit_av.text.template import Template
 
 SHIPPED = Path(__file__).parent / "prompt_files"
-# Of each prompt: what it may have beside the words of the domain, and what it cannot do without.
+# Prompt → placeholders that it may have beside the words of the domain; and the one that it needs.
 OWN = {
     "roots": ("count", "avoid"),
     "expand": ("count", "persona", "query"),
@@ -19,7 +19,7 @@ NEEDED = {"roots": "count", "expand": "persona", "query": "persona", "response":
 
 
 def words_of(domain: Domain) -> dict[str, str]:
-    """Placeholder → what stands for it, for every prompt of a domain."""
+    """Return placeholder → what stands for it, for every prompt of a domain."""
     field = domain.name.replace("-", " ").replace("_", " ")
     return {
         "domain": domain.name,
@@ -39,7 +39,7 @@ def copy_prompts(folder: Path) -> None:
 
 
 class Prompt(Template):
-    """A prompt for a domain, whose words are in it already.
+    """Hold a prompt for a domain, whose words are in it already.
 
     Attributes:
         fingerprint: of its text with those words.

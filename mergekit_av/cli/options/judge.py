@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergekit_av.cli.command import given
+from mergekit_av.endpoints.config import ClientConfig
 
-from .completions import ClientOptions, completion_options
+from .completions import completion_options
 
 if TYPE_CHECKING:
     from mergekit_av.evaluation.judge.judge import Judge
@@ -30,7 +31,7 @@ class JudgeOptions:
         store: the file that keeps answers and judgements.
     """
 
-    client: ClientOptions
+    client: ClientConfig
     sample: int
     repeats: int
     max_tokens: int
@@ -45,11 +46,12 @@ class JudgeOptions:
             click.UsageError: no model is named.
             AVError: its key is missing, the rubric is wrong, or another process has the store.
         """
+        from mergekit_av.endpoints.client import connect
         from mergekit_av.evaluation.judge.judge import NEEDED, PLACEHOLDERS, RUBRIC, Judge
         from mergekit_av.evaluation.measure.store import Store
         from mergekit_av.text.template import Template
 
-        client = self.client.client(temperature=0.0)
+        client = connect(self.client, temperature=0.0)
         rubric = Template(self.rubric or RUBRIC, PLACEHOLDERS, NEEDED)
         with Store(self.store) as store:
             yield Judge(client, rubric, store, repeats=self.repeats, max_tokens=self.max_tokens)
@@ -97,11 +99,11 @@ def judge_options(function: Callable) -> Callable:
         help="Answers and judgements are kept here, and not made twice.",
     )  # fmt: skip
     @functools.wraps(function)
-    def run(*args: Any, client_options: ClientOptions, wanted: bool, **options: Any) -> Any:
+    def run(*args: Any, client: ClientConfig, wanted: bool, **options: Any) -> Any:
         own = {key: options.pop(key) for key in _KEYS}
         if not wanted and (of_judge := [name for name in given() if name.startswith("--judge-")]):
             raise click.UsageError(f"{of_judge[0]} goes with --judge")
-        options["judging"] = JudgeOptions(client_options, **own) if wanted else None
+        options["judging"] = JudgeOptions(client, **own) if wanted else None
         return function(*args, **options)
 
     return run

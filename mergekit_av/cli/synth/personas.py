@@ -1,4 +1,4 @@
-"""`av-synth personas`: who asks."""
+"""`av-synth personas`: sample or create those who ask."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import click
 
 from mergekit_av.cli.command import command, given
 
-from .options import begin, carry_out, maker_options, out_option
+from .options import generation_options, out_option, show
 from .tree import SHAPE, tree_options
 
 OF_SAMPLING = ("--domain", "--out", "--from", "--sample", "--seed", "--restart")
@@ -34,8 +34,8 @@ OF_SAMPLING = ("--domain", "--out", "--from", "--sample", "--seed", "--restart")
     default=SHAPE.depth,
     help="How often they are expanded in succession.",
 )
-@maker_options
-def personas(domain, out, source, sample, create, tree, depth, plain, making):
+@generation_options
+def personas(domain, out, source, sample, create, shape, depth, plain, generation):
     """Begin a data set with the people who ask: sampled from elsewhere, created, or both in turn."""
     if bool(source) == create:
         raise click.UsageError("say where they come from: --from, or --create; for both, in turn")
@@ -44,22 +44,13 @@ def personas(domain, out, source, sample, create, tree, depth, plain, making):
     if source and (others := [option for option in given() if option not in OF_SAMPLING]):
         raise click.UsageError(f"{others[0]} goes with --create: --from asks no model")
 
-    from mergekit_av.synthesis.folder import CREATED
+    from mergekit_av.synthesis.generate.run import create_personas, sample_personas
 
-    folder = begin(domain, out)
     if source:
-        from mergekit_av.synthesis.generate.personas import sample as draw
-
-        count = draw(folder, source, sample, making.seed, making.restart)
-        click.echo(f"{folder.path}: {count:,} personas of {source}")
+        draw = {"seed": generation.seed, "restart": generation.restart}
+        folder, count = sample_personas(domain, source, sample, out=out, **draw)
+        click.echo(f"{folder}: {count:,} personas of {source}")
         return
-
-    from mergekit_av.synthesis.generate.expansion import Creation
-
-    maker = making.maker(folder)
-    creation = Creation(maker, replace(tree, depth=depth), plain=plain)
-
-    def make():
-        return {CREATED: f"{folder.path}: {creation.make():,} personas created"}
-
-    carry_out(maker, {CREATED: creation.estimate()}, make, making.dry_run)
+    shape = replace(shape, depth=depth)
+    for result in create_personas(domain, generation, out=out, shape=shape, plain=plain):
+        show(result)

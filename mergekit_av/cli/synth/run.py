@@ -4,7 +4,7 @@ import click
 
 from mergekit_av.cli.command import command, given
 
-from .options import begin, carry_out, maker_options, out_option
+from .options import generation_options, out_option, show
 from .tree import OF_TREE, tree_options
 
 
@@ -26,33 +26,18 @@ from .tree import OF_TREE, tree_options
     help="Sample personas as av-synth personas does, instead of creating them.",
 )
 @tree_options
-@maker_options
+@generation_options
 @click.option(
     "--push-to-hub", metavar="ID", help="Push the data set to this repository when it is done."
 )
 @click.option("--private", is_flag=True, help="With --push-to-hub: make the repository private.")
-def run(domain, count, out, source, tree, plain, making, push_to_hub, private):
+def run(source, **options):
     """Make a data set: personas, queries, responses, clean records; go on where it was interrupted."""
-    if private and not push_to_hub:
-        raise click.UsageError("--private goes with --push-to-hub")
+    from mergekit_av.synthesis.pipeline import SynthesisConfig, synthesize
+
+    config = SynthesisConfig(source=source, **options)
     if source and (shape := [option for option in given() if option in OF_TREE]):
         raise click.UsageError(f"{shape[0]} shapes created personas: with --from none is created")
-
-    from mergekit_av.synthesis.clean.run import require_libraries
-    from mergekit_av.synthesis.generate.personas import sample
-    from mergekit_av.synthesis.pipeline import Pipeline
-
-    require_libraries()  # of the last stage, before the first is paid for
-    folder = begin(domain, out)
-    maker = making.maker(folder)
-    if source:
-        sample(folder, source, count, maker.seed, maker.restart)
-    pipeline = Pipeline(maker, count, tree, plain)
-    if push_to_hub and not making.dry_run:
-        from mergekit_av.export.hub import push
-        from mergekit_av.hub.upload import check_access
-
-        check_access(push_to_hub, repo_type="dataset")
-    carry_out(maker, pipeline.estimates(), pipeline.make, making.dry_run)
-    if push_to_hub and not making.dry_run:
-        click.echo(push(folder.path, push_to_hub, private=private or None))
+    commit = synthesize(config, on_result=show).commit
+    if commit:
+        click.echo(commit)

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from mergekit_av.synthesis.generate.tree import Tree
+from mergekit_av.synthesis.generate.tree import TreeShape
 
-SHAPE = Tree()
+SHAPE = TreeShape()
 OF_TREE = ("--roots", "--children", "--rounds", "--plain")
 
 
 def tree_options(function: Callable) -> Callable:
-    """The options; the command gets them as `tree`, a Tree of no given depth, and `plain`."""
+    """Add the options; the command gets them as `shape`, a TreeShape of no given depth, and `plain`."""
     many = click.IntRange(min=1)
 
     @click.option("--roots", type=many, default=SHAPE.roots, help="Personas to start from.")
@@ -26,7 +26,6 @@ def tree_options(function: Callable) -> Callable:
     )
     @functools.wraps(function)
     def run(*args: Any, roots, children, rounds, **options: Any):
-        tree = Tree(roots, children, None, rounds)
-        return function(*args, tree=tree, **options)
+        return function(*args, shape=TreeShape(roots, children, None, rounds), **options)
 
     return run

@@ -1,22 +1,25 @@
-"""What annotators make of the responses: how far they agree, with one another and with the levels
-that the responses were made for."""
+"""Agreement of annotators, with one another or with the levels that responses were made for."""
 
 import itertools
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mergekit_av.errors import AVError
+from mergekit_av.io.atomic import check_file, write_whole
 from mergekit_av.stats import Confusion, cohen_kappa, confusion, percent
+from mergekit_av.synthesis.folder import DataFolder
 from mergekit_av.text.tables import aligned
 
-from .items import Choice
+from .items import ANNOTATIONS, Choice, read_annotations
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two annotators.
+    """Hold the agreement of two annotators.
 
     Attributes:
         shared: items that both judged.
@@ -30,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of all annotators.
+    """Hold the agreement of all annotators.
 
     Attributes:
         annotators: name → number of items.
@@ -47,7 +50,7 @@ class Agreement:
 
     @property
     def accuracy(self) -> float:
-        """Share of the judgements that choose the intended level."""
+        """Return the share of the judgements that choose the intended level."""
         right = sum(chosen[level] for level, chosen in self.confusion.items())
         return right / sum(self.annotators.values())
 
@@ -79,8 +82,27 @@ class Agreement:
         )
 
 
+def measure_agreement(path: Path, json_file: Path | None = None) -> Agreement:
+    """Measure how far the annotators of a data folder agree.
+
+    Args:
+        json_file: to write everything to.
+
+    Raises:
+        AVError: see `DataFolder`, `read_annotations` and `agreement`; the file cannot be written.
+    """
+    data = DataFolder(path)
+    if json_file:
+        check_file(json_file)
+    found = agreement(read_annotations(data.path / ANNOTATIONS), list(data.domain.levels))
+    if json_file:
+        content = {"domain": data.domain.name, **found.as_json()}
+        write_whole(json_file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return found
+
+
 def agreement(choices: Mapping[str, Sequence[Choice]], levels: Sequence[str]) -> Agreement:
-    """How far annotators agree.
+    """Measure how far annotators agree.
 
     Args:
         choices: annotator → what was chosen, at least one item.

@@ -1,4 +1,4 @@
-"""Human evaluation: which responses an annotator judges, and what was chosen.
+"""Human evaluation: the responses that an annotator judges, with the levels that are chosen.
 
 After the paper: 30 queries each with the responses at all levels, 15 of them shared by every pair.
 """
@@ -20,8 +20,8 @@ ANNOTATIONS = "annotations"
 
 
 @dataclass(frozen=True)
-class Item:
-    """A response to be judged.
+class AnnotationItem:
+    """Hold a response to be judged.
 
     Attributes:
         id: tells nothing of the level; another where the text is another.
@@ -38,17 +38,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Choice:
-    """The level at which an annotator sees a response, and the one that it was made for."""
+    """Hold the level at which an annotator sees a response, and the one that it was made for."""
 
     item: str
     intended: str
     chosen: str
 
 
-def items_of(record: Record) -> list[Item]:
-    """An item for each of a record's responses."""
+def items_of(record: Record) -> list[AnnotationItem]:
+    """Return an item for each of a record's responses."""
     return [
-        Item(
+        AnnotationItem(
             _digest(record.id, level, record.query, text)[:12], record.id, record.query, text, level
         )
         for level, text in record.responses.items()
@@ -57,8 +57,8 @@ def items_of(record: Record) -> list[Item]:
 
 def assignment(
     records: Sequence[Record], annotator: str, *, sample: int, shared: int, seed: int
-) -> list[Item]:
-    """What an annotator judges, in random order, the responses of a query far from one another.
+) -> list[AnnotationItem]:
+    """Return what an annotator judges, in random order, the responses of a query far from one another.
 
     Args:
         sample: queries, with all their responses.
@@ -81,7 +81,7 @@ def assignment(
 
 
 class Annotations:
-    """An annotator's choices on disk, each kept when it is made. To be used in a `with`.
+    """Keep an annotator's choices on disk, each when it is made. To be used in a `with`.
 
     Attributes:
         chosen: item's id → level; the latest choice last.
@@ -95,27 +95,31 @@ class Annotations:
         choices = _choices(self._journal.file, self._journal.entries)
         self.chosen = {choice.item: choice.chosen for choice in choices}
 
-    def choose(self, choices: Sequence[tuple[Item, str]]) -> None:
+    def choose(self, choices: Sequence[tuple[AnnotationItem, str]]) -> None:
         """Keep the levels of some items."""
         self._append(choices)
         for item, level in choices:
             self.chosen.pop(item.id, None)
             self.chosen[item.id] = level
 
-    def take_back(self, item: Item) -> None:
+    def take_back(self, item: AnnotationItem) -> None:
         """Forget the level of an item."""
         self._append([(item, None)])
         del self.chosen[item.id]
 
-    def _append(self, choices: Sequence[tuple[Item, str | None]]) -> None:
+    def _append(self, choices: Sequence[tuple[AnnotationItem, str | None]]) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._journal.append(
-            *(
-                {"item": item.id, "record": item.record, "intended": item.intended,
-                 "chosen": level, "date": now}
-                for item, level in choices
-            )
-        )  # fmt: skip
+        entries = [
+            {
+                "item": item.id,
+                "record": item.record,
+                "intended": item.intended,
+                "chosen": level,
+                "date": now,
+            }
+            for item, level in choices
+        ]
+        self._journal.append(*entries)
 
     def __enter__(self) -> "Annotations":
         return self
@@ -125,7 +129,7 @@ class Annotations:
 
 
 def annotations_file(folder: Path, annotator: str) -> Path:
-    """Where an annotator's choices are.
+    """Return the file of an annotator's choices.
 
     Raises:
         AVError: the annotator's name is none that a file can have.
@@ -136,7 +140,7 @@ def annotations_file(folder: Path, annotator: str) -> Path:
 
 
 def read_annotations(folder: Path) -> dict[str, list[Choice]]:
-    """Annotator → choices; those without any are left out.
+    """Return annotator → choices; those without any are left out.
 
     Raises:
         AVError: a file is none of annotations.
@@ -147,7 +151,7 @@ def read_annotations(folder: Path) -> dict[str, list[Choice]]:
 
 
 def _choices(file: Path, entries: Sequence[dict[str, Any]]) -> list[Choice]:
-    """The latest choice of each item, the latest one last."""
+    """Return the latest choice of each item, the latest one last."""
     latest: dict[str, Choice] = {}
     for number, entry in enumerate(entries, 1):
         try:

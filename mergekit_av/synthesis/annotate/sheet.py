@@ -9,14 +9,14 @@ from mergekit_av.data.domain import Domain
 from mergekit_av.errors import AVError
 from mergekit_av.io.atomic import write_whole
 
-from .items import Item
+from .items import AnnotationItem
 
 ITEM, LEVEL = "item", "level"
 # What spreadsheets put between cells, by language.
 DELIMITERS = ",;\t"
 
 
-def write_sheet(file: Path, items: Sequence[Item], domain: Domain) -> None:
+def write_sheet(file: Path, items: Sequence[AnnotationItem], domain: Domain) -> None:
     """Write items without their levels; the head of the column to fill in says what may stand there.
 
     Raises:
@@ -33,8 +33,10 @@ def write_sheet(file: Path, items: Sequence[Item], domain: Domain) -> None:
     write_whole(file, "\ufeff" + written.getvalue(), overwrite=False)
 
 
-def read_sheet(file: Path, items: Sequence[Item], domain: Domain) -> list[tuple[Item, str]]:
-    """What was filled in: each item with a level.
+def read_sheet(
+    file: Path, items: Sequence[AnnotationItem], domain: Domain
+) -> list[tuple[AnnotationItem, str]]:
+    """Return what was filled in: each item with a level.
 
     Raises:
         AVError: the file is no sheet of these items, or a level is missing or none of the domain's.
@@ -70,7 +72,7 @@ def read_sheet(file: Path, items: Sequence[Item], domain: Domain) -> list[tuple[
 
 
 def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line and cells of each row, by the first word of the column's head."""
+    """Return line and cells of each row, by the first word of the column's head."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Queries that were asked already."""
+"""Duplicate queries, exact or near."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,13 @@ SIMILARITY = 0.7
 # Words in a shingle: fewer make all queries of a domain alike.
 SHINGLE = 3
 PERMUTATIONS = 128
+# Of the similarity, to look that much further than needed.
 LOOK = 0.7
 
 
 def same_queries(queries: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Each query that differs from an earlier one by case, spaces and punctuation at most, after
-    which comes the earlier one. By position."""
+    """Yield the position of each query that differs from an earlier one by case, spaces and
+    punctuation at most, with the earlier one's."""
     first: dict[tuple[str, ...], int] = {}
     for position, query in enumerate(queries):
         words = tuple(_words(query)) or (query,)
@@ -28,7 +29,7 @@ def same_queries(queries: Sequence[str]) -> Iterator[tuple[int, int]]:
 def similar_queries(
     queries: Sequence[str], similarity: float = SIMILARITY
 ) -> Iterator[tuple[int, int, float]]:
-    """Each query that is a near-duplicate of an earlier one that is none itself: its position, the
+    """Yield each query that is a near-duplicate of an earlier one that is none itself: its position, the
     most similar such query's, and their Jaccard similarity, at least `similarity`.
 
     Candidates come from MinHash and locality-sensitive hashing, so that the time grows with the

@@ -1,4 +1,4 @@
-"""Cleaning: which records are fit to train on, and why the others are not.
+"""Filters: which records are fit to train on, and why the others are not.
 
 The paper's steps (incomplete sets, truncated texts, other languages, repeated queries), and what its
 instructions for responses ask for (free text; no refusal but where the level is one; lengths that do
@@ -14,39 +14,38 @@ from tqdm import tqdm
 
 from mergekit_av.data.domain import Domain
 from mergekit_av.errors import AVError
-from mergekit_av.synthesis.clean import duplicates
 
 from .candidates import Candidate
-from .cut_off import is_cut_off
-from .form import wrong_form
-from .language import Foreign
+from .duplicates import SIMILARITY, same_queries, similar_queries
+from .language import LanguageCheck
 from .lengths import Lengths, balance, measure
-from .refusals import asks_for_refusal, is_refusal
+from .text_checks import asks_for_refusal, is_refusal, is_truncated, wrong_form
 
 LENGTH = "length"  # the step that balances lengths
-# Position → reason, of those that a step drops.
-Found = dict[int, str]
+# Position → reason, of the candidates that a step drops.
+Reasons = dict[int, str]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked of records.
+    """Say what is asked of records.
 
     Attributes:
         refusals: the levels at which a refusal is right.
         language: of all texts, ISO 639-1.
-        similarity: of two queries from which one is dropped; see `duplicates`.
+        similarity: of two queries from which one is dropped; see `similar_queries`.
         balance: whether to drop records until lengths do not tell the level.
     """
 
     refusals: frozenset[str]
     language: str = "en"
-    similarity: float = duplicates.SIMILARITY
+    similarity: float = SIMILARITY
     balance: bool = False
 
     @classmethod
     def of(cls, domain: Domain, refusals: Sequence[str] = (), **how: Any) -> "Rules":
-        """Where no level is named, those that ask for a refusal.
+        """Return the rules of a domain; where no level is named, refusals are right at those that ask
+        for them.
 
         Raises:
             AVError: a named level is none of the domain's.
@@ -63,7 +62,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A candidate that is left out: at which step, and why."""
+    """Hold a candidate that is left out, the step that dropped it, and the reason."""
 
     candidate: Candidate
     step: str
@@ -72,7 +71,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What cleaning came to.
+    """Hold the result of cleaning.
 
     Attributes:
         read: how many candidates there were.
@@ -93,7 +92,7 @@ class Cleaned:
     refusing: dict[str, float]
 
 
-def sift(candidates: Sequence[Candidate], domain: Domain, rules: Rules) -> Cleaned:
+def apply_filters(candidates: Sequence[Candidate], domain: Domain, rules: Rules) -> Cleaned:
     """Leave out what is not fit to train on.
 
     Every candidate is dropped by the first step that finds something wrong.
@@ -128,9 +127,9 @@ def sift(candidates: Sequence[Candidate], domain: Domain, rules: Rules) -> Clean
     return Cleaned(len(candidates), kept, dropped, counts, lengths, balanced, refusing)
 
 
-def _steps(domain: Domain, rules: Rules) -> dict[str, Callable[[Sequence[Candidate]], Found]]:
-    """In their order, what finds those that each drops."""
-    foreign = Foreign(rules.language)
+def _steps(domain: Domain, rules: Rules) -> dict[str, Callable[[Sequence[Candidate]], Reasons]]:
+    """Return step → what finds those that it drops, in the order of the steps."""
+    language = LanguageCheck(rules.language)
 
     def incomplete(one: Candidate) -> str | None:
         if one.fault:
@@ -140,14 +139,14 @@ def _steps(domain: Domain, rules: Rules) -> dict[str, Callable[[Sequence[Candida
 
     def cut_off(one: Candidate) -> str | None:
         for name, text in one.parts():
-            if name in one.cut or is_cut_off(text):
+            if name in one.cut or is_truncated(text):
                 return f"{name}: ends with {text.rstrip()[-40:]!r}"
         return None
 
     def another_language(one: Candidate) -> str | None:
         for name, text in one.parts():
-            if language := foreign.find(text):
-                return f"{name}: in {language}"
+            if foreign := language.find(text):
+                return f"{name}: in {foreign}"
         return None
 
     def form(one: Candidate) -> str | None:
@@ -162,12 +161,12 @@ def _steps(domain: Domain, rules: Rules) -> dict[str, Callable[[Sequence[Candida
                 return f"{level}: refuses"
         return None
 
-    def duplicate(some: Sequence[Candidate]) -> Found:
-        pairs = duplicates.same_queries([one.query for one in some])
+    def duplicate(some: Sequence[Candidate]) -> Reasons:
+        pairs = same_queries([one.query for one in some])
         return {i: f"asks the same as {some[earlier].id}" for i, earlier in pairs}
 
-    def near_duplicate(some: Sequence[Candidate]) -> Found:
-        pairs = duplicates.similar_queries([one.query for one in some], rules.similarity)
+    def near_duplicate(some: Sequence[Candidate]) -> Reasons:
+        pairs = similar_queries([one.query for one in some], rules.similarity)
         return {
             i: f"asks nearly the same as {some[earlier].id} (similarity {similarity:.2f})"
             for i, earlier, similarity in pairs
@@ -186,13 +185,13 @@ def _steps(domain: Domain, rules: Rules) -> dict[str, Callable[[Sequence[Candida
 
 
 def _each(
-    look: Callable[[Candidate], str | None], desc: str | None = None
-) -> Callable[[Sequence[Candidate]], Found]:
-    """A step that looks at each candidate by itself; with a bar where it takes time."""
+    check: Callable[[Candidate], str | None], desc: str | None = None
+) -> Callable[[Sequence[Candidate]], Reasons]:
+    """Return a step that checks each candidate by itself; with a bar where it takes time."""
 
-    def find(some: Sequence[Candidate]) -> Found:
+    def find(some: Sequence[Candidate]) -> Reasons:
         shown = tqdm(some, desc=desc, unit="record", disable=desc is None)
-        return {i: reason for i, one in enumerate(shown) if (reason := look(one))}
+        return {i: reason for i, one in enumerate(shown) if (reason := check(one))}
 
     return find
 

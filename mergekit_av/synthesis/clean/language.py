@@ -1,4 +1,4 @@
-"""Texts in another language than the wanted one."""
+"""The language of texts."""
 
 import re
 from typing import TYPE_CHECKING
@@ -21,9 +21,9 @@ QUOTED = re.compile(r"(?<!\w)['\"“„‘‚«].+?['\"”“’‘»](?!\w)", r
 WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
-class Foreign:
-    """Finds text that is not in one language, paragraph by paragraph, so that a text that changes
-    its language halfway is found as well.
+class LanguageCheck:
+    """Find text that is not in one language, paragraph by paragraph, so that a text that changes its
+    language halfway is found as well.
 
     Args:
         code: of the wanted language, ISO 639-1, e.g. `en`.
@@ -48,7 +48,7 @@ class Foreign:
         )
 
     def find(self, text: str) -> str | None:
-        """The language of the first paragraph that is not in the wanted one; None if all are."""
+        """Return the language of the first paragraph that is not in the wanted one; None if all are."""
         for paragraph in re.split(r"\n\s*\n", text):
             if self._is_foreign(paragraph):
                 found = self._detector.detect_language_of(paragraph)

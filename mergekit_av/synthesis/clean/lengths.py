@@ -1,9 +1,10 @@
-"""Does the length of a response give its level away?"""
+"""Lengths of responses, and whether they give the level away."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import chi2, rankdata, spearmanr
 
 from mergekit_av.errors import AVError
 
@@ -16,7 +17,7 @@ STEP = 1 / 200
 
 @dataclass(frozen=True)
 class Test:
-    """Of the hypothesis that lengths are the same at every level.
+    """Hold a test of the hypothesis that lengths are the same at every level.
 
     Attributes:
         statistic: about χ² distributed, with number of levels − 1 degrees of freedom.
@@ -31,7 +32,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths in words, by level, and what they say of it.
+    """Describe lengths in words, by level.
 
     Attributes:
         records: how many.
@@ -53,18 +54,16 @@ class Lengths:
 
     @property
     def tells(self) -> bool:
-        """Whether either test says that the level can be told from the length (p < 0.05)."""
+        """Tell whether either test says that the level can be told from the length (p < 0.05)."""
         return min(self.kruskal_wallis.p, self.friedman.p) < 0.05
 
 
 def measure(words: np.ndarray, levels: Sequence[str]) -> Lengths:
-    """What lengths of shape (records, levels), in words, say of the level.
+    """Measure what lengths of shape (records, levels), in words, say of the level.
 
     Raises:
         AVError: there are no records.
     """
-    from scipy import stats
-
     count, width = words.shape
     if not count:
         raise AVError("no record is left whose lengths could be compared")
@@ -73,7 +72,7 @@ def measure(words: np.ndarray, levels: Sequence[str]) -> Lengths:
     overall, within = _over_all(words), _within(words)
     rho = 0.0
     if np.ptp(words):  # a correlation with a constant does not exist
-        rho = stats.spearmanr(np.tile(np.arange(width), count), words.ravel()).statistic
+        rho = spearmanr(np.tile(np.arange(width), count), words.ravel()).statistic
     return Lengths(
         records=count,
         mean=dict(zip(levels, words.mean(axis=0).tolist(), strict=True)),
@@ -85,7 +84,7 @@ def measure(words: np.ndarray, levels: Sequence[str]) -> Lengths:
 
 
 def balance(words: np.ndarray) -> np.ndarray:
-    """Positions of those records, most of them, in which the level says no more of the length than
+    """Return the positions of those records, most of them, in which the level says no more of the length than
     chance would: both tests' statistics are at their expectation, number of levels − 1, or below.
 
     The records that add most to the statistics go first, until that holds. The tests see where the
@@ -115,18 +114,14 @@ def balance(words: np.ndarray) -> np.ndarray:
 
 
 def _over_all(words: np.ndarray) -> tuple[np.ndarray, float]:
-    """Deviations of all responses' ranks from their mean, and what makes the Kruskal–Wallis
+    """Return the deviations of all responses' ranks from their mean, and what makes the Kruskal–Wallis
     statistic, corrected for ties, of the squares of the levels' sums."""
-    from scipy.stats import rankdata
-
     deviations = rankdata(words).reshape(words.shape) - (words.size + 1) / 2
     return deviations, (words.size - 1) / max(1e-9, (deviations**2).sum()) / len(words)
 
 
 def _within(words: np.ndarray) -> tuple[np.ndarray, float]:
-    """The same for the ranks within each record, and Friedman's statistic."""
-    from scipy.stats import rankdata
-
+    """Return the same for the ranks within each record, and Friedman's statistic."""
     deviations = rankdata(words, axis=1) - (words.shape[1] + 1) / 2
     return deviations, (words.shape[1] - 1) / max(1e-9, (deviations**2).sum())
 
@@ -136,7 +131,5 @@ def _statistic(deviations: np.ndarray, scale: float) -> float:
 
 
 def _test(part: tuple[np.ndarray, float], width: int, most: int) -> Test:
-    from scipy.stats import chi2
-
     statistic = _statistic(*part)
     return Test(statistic, float(chi2.sf(statistic, width - 1)), statistic / max(1, most))

@@ -1,4 +1,4 @@
-"""What cleaning came to, in Markdown and as JSON."""
+"""The report of a cleaning, as Markdown or JSON."""
 
 import importlib.metadata
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from .filters import LENGTH, Cleaned, Rules
 from .lengths import Lengths, Test
 
 PACKAGES = ("mergekit-av", "lingua-language-detector", "datasketch", "markdown-it-py", "scipy")
-WHAT = {
+STEPS = {
     "incomplete": "a level without a response, a row that cannot be read",
     "cut off": "a text that its model did not end, or that does not end where a sentence does",
     "form": "headings, lists, tables, code in a response",
@@ -23,8 +23,8 @@ WHAT = {
 
 
 def as_markdown(cleaned: Cleaned, rules: Rules) -> str:
-    """Counts of the steps, lengths by level, and what these tell."""
-    steps = [(step, f"{count:,}", WHAT[step]) for step, count in cleaned.steps.items()]
+    """Return the counts of the steps, lengths by level, and what these tell."""
+    steps = [(step, f"{count:,}", STEPS[step]) for step, count in cleaned.steps.items()]
     lengths = cleaned.balanced or cleaned.lengths
     levels = [
         (
@@ -44,13 +44,13 @@ def as_markdown(cleaned: Cleaned, rules: Rules) -> str:
         table(("level", "words, mean", "longest of its record in", "refusals found"), levels),
     ]
     if cleaned.balanced:
-        parts.append(f"Before balancing: {_says(cleaned.lengths)}")
-    parts.append(f"{'After: ' if cleaned.balanced else ''}{_says(lengths)}")
+        parts.append(f"Before balancing: {_verdict(cleaned.lengths)}")
+    parts.append(f"{'After: ' if cleaned.balanced else ''}{_verdict(lengths)}")
     return "\n\n".join(parts)
 
 
 def as_json(cleaned: Cleaned, rules: Rules) -> dict[str, Any]:
-    """All numbers."""
+    """Return all numbers."""
     return {
         "read": cleaned.read,
         "kept": len(cleaned.kept),
@@ -65,14 +65,14 @@ def as_json(cleaned: Cleaned, rules: Rules) -> dict[str, Any]:
     }
 
 
-def _says(lengths: Lengths) -> str:
-    verdict = (
+def _verdict(lengths: Lengths) -> str:
+    answer = (
         "**the level can be told from the length**"
         if lengths.tells
         else "the level cannot be told from the length"
     )
     return (
-        f"{verdict} (Kruskal–Wallis {_test(lengths.kruskal_wallis, 'ε²')}; Friedman, within records, "
+        f"{answer} (Kruskal–Wallis {_test(lengths.kruskal_wallis, 'ε²')}; Friedman, within records, "
         f"{_test(lengths.friedman, 'W')}; Spearman's ρ of length and level, best first, "
         f"{lengths.rho:.2f})."
     )

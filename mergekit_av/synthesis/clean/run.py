@@ -1,5 +1,6 @@
-"""Cleaning a data set: clean records, those that were dropped, and a report, beside what it was made
-of, which stays as it is.
+"""The workflow of `av-synth clean`.
+
+Beside what a data set was made of, which stays as it is, it writes
 
     records.jsonl      the clean records
     dropped.jsonl      the others: id, step, reason, row
@@ -14,16 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_av.data.domain import Domain
+from mergekit_av.data.domain import Domain, load_domain
 from mergekit_av.data.records import RECORDS
-from mergekit_av.errors import AVError
+from mergekit_av.errors import AVError, UsageError
 from mergekit_av.io.atomic import write_whole
-from mergekit_av.synthesis.assembly import candidates
+from mergekit_av.io.locks import locked
 from mergekit_av.synthesis.dataset import CARD, write_records
-from mergekit_av.synthesis.folder import DataFolder
+from mergekit_av.synthesis.folder import IN_USE, DataFolder, locked_folder
 
-from .candidates import Candidate, found, made
-from .filters import Cleaned, Rules, sift
+from .candidates import Candidate, made_candidates, read_candidates
+from .duplicates import SIMILARITY
+from .filters import Cleaned, Rules, apply_filters
 from .report import as_json, as_markdown
 
 DROPPED, REPORT, NUMBERS = "dropped.jsonl", "cleaning.md", "cleaning.json"
@@ -31,8 +33,41 @@ LIBRARIES = ("lingua", "datasketch", "markdown_it")
 
 
 @dataclass(frozen=True)
+class CleanConfig:
+    """Say what to clean, by which rules.
+
+    Attributes:
+        path: the data folder.
+        domain: a name or YAML file: clean its records into the folder, instead of what was made there.
+        data: a file of records instead of that domain's own.
+        language, similarity, balance: see `Rules`.
+        refusals: the levels at which refusing is right; without any, those that ask for it.
+
+    Raises:
+        UsageError: `data` without a domain.
+    """
+
+    path: Path
+    domain: str | Path | None = None
+    data: str | None = None
+    language: str = "en"
+    similarity: float = SIMILARITY
+    refusals: Sequence[str] = ()
+    balance: bool = False
+
+    def __post_init__(self):
+        if self.data and not self.domain:
+            raise UsageError("--data goes with --domain")
+
+    def rules(self, domain: Domain) -> Rules:
+        """Return the rules for the records of a domain; see `Rules.of`."""
+        how = {"language": self.language, "similarity": self.similarity, "balance": self.balance}
+        return Rules.of(domain, self.refusals, **how)
+
+
+@dataclass(frozen=True)
 class Cleaning:
-    """A data set that was cleaned; as text, a line on it."""
+    """Hold a data set that was cleaned; as text, a line on it."""
 
     folder: Path
     cleaned: Cleaned
@@ -44,7 +79,22 @@ class Cleaning:
         )
 
 
-def clean_made(folder: DataFolder, rules: Rules | None = None) -> Cleaning:
+def clean(config: CleanConfig) -> Cleaning:
+    """Write the clean ones of a folder's records, and a report of what was dropped and why.
+
+    Raises:
+        AVError: a library is missing, no record is clean, a file cannot be read or written, or
+            another process is at the folder.
+    """
+    if config.domain:
+        domain = load_domain(config.domain)
+        with locked(config.path, IN_USE):
+            return clean_others(config.path, domain, config.data, config.rules(domain))
+    with locked_folder(config.path) as folder:
+        return clean_generated(folder, config.rules(folder.domain))
+
+
+def clean_generated(folder: DataFolder, rules: Rules | None = None) -> Cleaning:
     """Clean what was made in a data folder, and write its records and card.
 
     Args:
@@ -54,10 +104,10 @@ def clean_made(folder: DataFolder, rules: Rules | None = None) -> Cleaning:
         AVError: a library is missing, no record is clean, or a file cannot be written.
     """
     rules = rules or Rules.of(folder.domain)
-    rows = candidates(folder)
-    if not rows:
+    candidates = made_candidates(folder)
+    if not candidates:
         raise AVError(f"{folder.path} has no queries yet: make them with av-synth queries")
-    cleaned = _sift(folder, made(rows), rules, (RECORDS, CARD))
+    cleaned = _clean(folder, candidates, rules, (RECORDS, CARD))
     kept = [one.row for one in cleaned.kept]
     write_records(folder, kept, as_markdown(cleaned, rules), rules.language)
     return Cleaning(folder.path, cleaned)
@@ -73,13 +123,13 @@ def clean_others(path: Path, domain: Domain, source: str | None, rules: Rules) -
     Raises:
         AVError: the same; the records cannot be read, or the folder is of something else.
     """
-    others = found(domain, source)
+    others = read_candidates(domain, source)
     folder = DataFolder.begin(path, domain)
     if folder.responses():
         raise AVError(f"{path} has responses of its own: choose another folder")
     if (path / RECORDS).resolve() == Path(source or domain.records).resolve():
         raise AVError(f"{path / RECORDS} would be written over: choose another folder")
-    cleaned = _sift(folder, others, rules, (RECORDS,))
+    cleaned = _clean(folder, others, rules, (RECORDS,))
     write_whole(folder.path / RECORDS, _lines(one.row for one in cleaned.kept))
     return Cleaning(folder.path, cleaned)
 
@@ -91,7 +141,7 @@ def require_libraries() -> None:
         raise AVError(f"cleaning needs {missing[0]}: pip install 'mergekit-av[synth]'")
 
 
-def _sift(
+def _clean(
     folder: DataFolder, candidates: Sequence[Candidate], rules: Rules, writes: Sequence[str]
 ) -> Cleaned:
     require_libraries()
@@ -102,7 +152,7 @@ def _sift(
                 f"{folder.path / name} was not written by av-synth: move it away, or choose another "
                 "folder"
             )
-    cleaned = sift(candidates, folder.domain, rules)
+    cleaned = apply_filters(candidates, folder.domain, rules)
     dropped = _lines(
         {"id": one.candidate.id, "step": one.step, "reason": one.reason, "row": one.candidate.row}
         for one in cleaned.dropped

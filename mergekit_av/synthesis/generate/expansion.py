@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from mergekit_av.endpoints.client import Completion, InvalidOutput
 from mergekit_av.errors import AVError
 from mergekit_av.synthesis.folder import CREATED, id_of
-from mergekit_av.synthesis.stage import Estimate, Maker, tokens_in
+from mergekit_av.synthesis.stage import CostEstimate, Generator, tokens_in
 
-from .tree import Expansion, Growth, Tree
+from .tree import Expansion, PersonaTree, TreeShape
 
 # Tokens of a persona with its query: about so many, and never more.
 TYPICAL, MOST = 130, 400
@@ -40,8 +40,8 @@ class People(BaseModel):
     people: list[PersonaQuery]
 
 
-class Creation:
-    """The stage that creates personas.
+class PersonaStage:
+    """Create personas.
 
     Args:
         count: the most personas; None for a whole tree.
@@ -49,23 +49,25 @@ class Creation:
             models that keep to no schema.
     """
 
-    def __init__(self, maker: Maker, tree: Tree, count: int | None = None, plain: bool = False):
-        self.maker, self.tree, self.plain = maker, tree, plain
-        self.count = tree.size() if count is None else count
-        self.prompts = {name: maker.folder.prompt(name) for name in ("roots", "expand")}
+    def __init__(
+        self, generator: Generator, shape: TreeShape, count: int | None = None, plain: bool = False
+    ):
+        self.generator, self.shape, self.plain = generator, shape, plain
+        self.count = shape.size() if count is None else count
+        self.prompts = {name: generator.folder.prompt(name) for name in ("roots", "expand")}
 
     def missing(self) -> int:
-        """Personas that are not there yet."""
-        return self._growth(self.maker.folder.entries(CREATED)).missing
+        """Return the number of personas that are not there yet."""
+        return self._tree(self.generator.folder.entries(CREATED)).missing
 
-    def estimate(self) -> Estimate:
-        """Of what is not there yet."""
+    def estimate(self) -> CostEstimate:
+        """Estimate the cost of what is not there yet."""
         missing = self.missing()
-        calls = -(-missing // self.tree.children)
-        shape = len(PLAIN) if self.plain else SCHEMA
-        read = tokens_in(len(self.prompts["expand"].text) + PERSONA + shape)
+        calls = -(-missing // self.shape.children)
+        form = len(PLAIN) if self.plain else SCHEMA
+        read = tokens_in(len(self.prompts["expand"].text) + PERSONA + form)
         written = tokens_in(PERSONA) if self.plain else TYPICAL
-        return Estimate(calls, calls * read, missing * written)
+        return CostEstimate(calls, calls * read, missing * written)
 
     def make(self) -> int:
         """Ask until there are enough personas, or none is left to be expanded; return their number.
@@ -73,23 +75,25 @@ class Creation:
         Raises:
             AVError: see `Completions.run`; the model keeps to no schema.
         """
-        settings = {"roots": self.tree.roots, "children": self.tree.children, "plain": self.plain}
-        with self.maker.open(CREATED, list(self.prompts.values()), **settings) as journal:
-            growth, tried = self._growth(journal.entries), set()
-            while growth.missing and (wave := growth.next(tried)):
+        settings = {"roots": self.shape.roots, "children": self.shape.children, "plain": self.plain}
+        with self.generator.open_journal(
+            CREATED, list(self.prompts.values()), **settings
+        ) as journal:
+            tree, tried = self._tree(journal.entries), set()
+            while tree.missing and (wave := tree.next(tried)):
                 tried |= {expansion.id for expansion in wave}
-                self._ask_for(wave, growth, journal)
-        return len(growth.nodes)
+                self._ask_for(wave, tree, journal)
+        return len(tree.nodes)
 
-    def _growth(self, entries: list[dict[str, Any]]) -> Growth:
-        return Growth(self.tree, self.count, entries)
+    def _tree(self, entries: list[dict[str, Any]]) -> PersonaTree:
+        return PersonaTree(self.shape, self.count, entries)
 
-    def _ask_for(self, wave: list[Expansion], growth: Growth, journal) -> None:
+    def _ask_for(self, wave: list[Expansion], tree: PersonaTree, journal) -> None:
         invalid: list[str] = []
 
         async def work(expansion: Expansion) -> tuple[list[dict[str, Any]], Completion]:
             try:
-                return await self._people(expansion, growth)
+                return await self._people(expansion, tree)
             except InvalidOutput as error:
                 invalid.append(error.message)
                 return [], error.completion
@@ -102,14 +106,14 @@ class Creation:
                 "round": expansion.round,
                 "depth": expansion.depth,
                 "parent": expansion.parent.id if expansion.parent else None,
-                "personas": [one for id, one in new.items() if id not in growth.nodes],
-                "made": self.maker.made(completion, self._prompt(expansion)),
+                "personas": [one for id, one in new.items() if id not in tree.nodes],
+                "made": self.generator.provenance(completion, self._prompt(expansion)),
             }
             journal.append(entry)
-            growth.add(entry)
+            tree.add(entry)
 
-        desc = f"Personas {len(growth.nodes):,}/{self.count:,}"
-        self.maker.client.run(wave, work, keep, total=len(wave), desc=desc, unit="expansion")
+        desc = f"Personas {len(tree.nodes):,}/{self.count:,}"
+        self.generator.client.run(wave, work, keep, total=len(wave), desc=desc, unit="expansion")
         if len(invalid) == len(wave):
             remedy = "" if self.plain else ", or pass --plain, which asks for lines of text instead"
             raise AVError(invalid[0] + remedy)
@@ -118,17 +122,17 @@ class Creation:
         return self.prompts["expand" if expansion.parent else "roots"]
 
     async def _people(
-        self, expansion: Expansion, growth: Growth
+        self, expansion: Expansion, tree: PersonaTree
     ) -> tuple[list[dict[str, Any]], Completion]:
         if (parent := expansion.parent) is not None:
             values = {"persona": parent.persona, "query": parent.query or ""}
         else:
-            values = {"avoid": "\n".join(node.persona for node in growth.roots()) or NOBODY}
+            values = {"avoid": "\n".join(node.persona for node in tree.roots()) or NOBODY}
         text = self._prompt(expansion).fill(count=expansion.count, **values)
-        client = self.maker.client
+        client = self.generator.client
         how = {
-            "max_tokens": self.maker.limit(MOST * expansion.count),
-            "seed": self.maker.draw(CREATED, expansion.id, growth.tries[expansion.id]),
+            "max_tokens": self.generator.max_tokens(MOST * expansion.count),
+            "seed": self.generator.draw(CREATED, expansion.id, tree.tries[expansion.id]),
         }
         if not self.plain:
             messages = [{"role": "user", "content": text}]
@@ -144,7 +148,7 @@ class Creation:
 
 
 def _lines(completion: Completion) -> list[str]:
-    """The lines of a list, without what they are numbered with, what announces them, and the last one
+    """Return the lines of a list, without what they are numbered with, what announces them, and the last one
     where it was cut off."""
     lines = completion.text.splitlines()
     if completion.finish_reason == "length" and len(lines) > 1:

@@ -3,14 +3,17 @@
 import os
 from pathlib import Path
 
-from mergekit_av.data.records import HUB_DATASET, file_rows
+import numpy as np
+
+from mergekit_av.data.readers import file_rows
+from mergekit_av.data.records import HUB_DATASET
 from mergekit_av.errors import AVError, first_line
 from mergekit_av.synthesis.folder import SAMPLED, DataFolder, id_of
 
 FIELD = "persona"
 FILES = (".txt", ".jsonl", ".json", ".parquet")
 # Short name → Hub dataset, configuration.
-KNOWN = {"personahub": ("proj-persona/PersonaHub", "persona")}
+SHORT_NAMES = {"personahub": ("proj-persona/PersonaHub", "persona")}
 
 
 def sample(
@@ -29,14 +32,12 @@ def sample(
         AVError: the source cannot be read or holds fewer; the folder's sample is of another source
             or seed.
     """
-    import numpy
-
     found = list(dict.fromkeys(_personas(source)))
     if not found:
         raise AVError(f"{source} holds no personas")
     if count is not None and count > len(found):
         raise AVError(f"{source} holds {len(found):,} personas: a sample cannot have {count:,}")
-    order = numpy.random.default_rng(seed).permutation(len(found))[:count]
+    order = np.random.default_rng(seed).permutation(len(found))[:count]
     name = Path(source).name if Path(source).is_file() else str(source)
     with folder.stage(SAMPLED, {"source": name, "seed": seed}, restart) as journal:
         there = {entry["id"] for entry in journal.entries}
@@ -56,9 +57,9 @@ def _personas(source: str | os.PathLike) -> list[str]:
         return [line.strip() for line in lines if line.strip()]
     if path.is_file():
         return [_persona(row, where) for where, row in file_rows(path)]
-    repo, configuration = KNOWN.get(str(source), (str(source), None))
+    repo, configuration = SHORT_NAMES.get(str(source), (str(source), None))
     if path.suffix in FILES or not HUB_DATASET.fullmatch(repo):
-        known = ", ".join(KNOWN)
+        known = ", ".join(SHORT_NAMES)
         raise AVError(f"there is no file {source}; a Hub dataset is owner/name, or {known}")
     return _hub_personas(repo, configuration)
 

@@ -1,4 +1,4 @@
-"""How personas grow from roots, and which are expanded next."""
+"""The tree in which personas are expanded from roots."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,8 +9,8 @@ from mergekit_av.synthesis.folder import id_of
 
 
 @dataclass(frozen=True)
-class Tree:
-    """The shape.
+class TreeShape:
+    """Describe the shape of a tree.
 
     Attributes:
         roots: personas at the start of each round.
@@ -25,7 +25,7 @@ class Tree:
     rounds: int = 3
 
     def size(self) -> int:
-        """Personas in the whole of it, where its depth is given."""
+        """Return the number of personas in the whole of it, where its depth is given."""
         return (
             self.rounds * self.roots * sum(self.children**level for level in range(self.depth + 1))
         )
@@ -33,7 +33,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Node:
-    """A persona in its place."""
+    """Hold a persona in its place."""
 
     id: str
     persona: str
@@ -44,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Expansion:
-    """What one completion is for: so many roots of a round, or relations of a persona."""
+    """Describe what one completion is asked for: so many roots of a round, or relations of a persona."""
 
     round: int
     count: int
@@ -59,16 +59,16 @@ class Expansion:
         return self.parent.depth + 1 if self.parent else 0
 
 
-class Growth:
-    """The personas so far, each once.
+class PersonaTree:
+    """Hold the personas so far, each once.
 
     Args:
         entries: lines of the stage.
         count: the most personas, shared among the rounds.
     """
 
-    def __init__(self, tree: Tree, count: int, entries: Iterable[Mapping[str, Any]]):
-        self.tree, self.count = tree, count
+    def __init__(self, shape: TreeShape, count: int, entries: Iterable[Mapping[str, Any]]):
+        self.shape, self.count = shape, count
         self.nodes: dict[str, Node] = {}
         self.tries: Counter[str] = Counter()
         self._expanded: set[str] = set()
@@ -76,6 +76,7 @@ class Growth:
             self.add(entry)
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        """Add the personas of a line."""
         self.tries[entry["id"]] += 1
         if entry["personas"]:
             self._expanded.add(entry["id"])
@@ -86,46 +87,48 @@ class Growth:
 
     @property
     def missing(self) -> int:
+        """Return the number of personas that are not there yet."""
         return max(0, self.count - len(self.nodes))
 
     def roots(self) -> list[Node]:
+        """Return the roots of all rounds."""
         return [node for node in self.nodes.values() if node.depth == 0]
 
     def next(self, tried: set[str]) -> list[Expansion]:
-        """What can be asked for at the same time: the roots of one round, which must differ from all
+        """Return what can be asked for at the same time: the roots of one round, which must differ from all
         earlier ones, or the relations of the shallowest personas.
 
         Args:
             tried: ids of the expansions not to be tried again.
         """
         shares = [
-            self.count // self.tree.rounds + (round < self.count % self.tree.rounds)
-            for round in range(self.tree.rounds)
+            self.count // self.shape.rounds + (round < self.count % self.shape.rounds)
+            for round in range(self.shape.rounds)
         ]
         for round, share in enumerate(shares):
-            start = Expansion(round, min(self.tree.roots, share))
+            start = Expansion(round, min(self.shape.roots, share))
             if share and start.id not in self._expanded | tried:
                 return [start]
         wave = []
         for round, share in enumerate(shares):
             wave += self._deeper(round, share - len(self._of_round(round)), tried)
         # Rounds that have nobody new left to expand leave their share to the others.
-        for round in range(self.tree.rounds if not wave else 0):
-            wave += self._deeper(round, self.missing - len(wave) * self.tree.children, tried)
+        for round in range(self.shape.rounds if not wave else 0):
+            wave += self._deeper(round, self.missing - len(wave) * self.shape.children, tried)
         return wave
 
     def _of_round(self, round: int) -> list[Node]:
         return [node for node in self.nodes.values() if node.round == round]
 
     def _deeper(self, round: int, missing: int, tried: set[str]) -> list[Expansion]:
-        """The expansions of a round's shallowest personas that so many more may come from."""
+        """Return the expansions of a round's shallowest personas that so many more may come from."""
         nodes = [
             node
             for node in self._of_round(round)
-            if self.tree.depth is None or node.depth < self.tree.depth
+            if self.shape.depth is None or node.depth < self.shape.depth
         ]
-        more = [Expansion(round, self.tree.children, node) for node in nodes]
+        more = [Expansion(round, self.shape.children, node) for node in nodes]
         more = [expansion for expansion in more if expansion.id not in self._expanded | tried]
-        wanted = max(0, -(-missing // self.tree.children))
+        wanted = max(0, -(-missing // self.shape.children))
         depth = min((expansion.depth for expansion in more), default=0)
         return [expansion for expansion in more if expansion.depth == depth][:wanted]

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import click
 
 from mergekit_av.data.domain import Domain
-
-from .items import Annotations, Item
+from mergekit_av.synthesis.annotate.items import AnnotationItem, Annotations
 
 UNDO, QUIT = "u", "q"
 CONTROL_D, BELL = "\x04", "\a"
@@ -17,7 +16,7 @@ KEYS = [key for key in string.digits[1:] + string.ascii_lowercase if key not in 
 WIDTH = 88
 
 
-def annotate(items: Sequence[Item], domain: Domain, annotations: Annotations) -> None:
+def ask(items: Sequence[AnnotationItem], domain: Domain, annotations: Annotations) -> None:
     """Show each item that has no level yet, and keep the level that is chosen, until all have one or
     the annotator stops.
 
@@ -42,7 +41,9 @@ def annotate(items: Sequence[Item], domain: Domain, annotations: Annotations) ->
             annotations.choose([(item, keys[key])])
 
 
-def _show(item: Item, domain: Domain, keys: dict[str, str], number: int, total: int) -> None:
+def _show(
+    item: AnnotationItem, domain: Domain, keys: dict[str, str], number: int, total: int
+) -> None:
     click.clear()
     click.secho(f"{number} of {total}", dim=True)
     for name, text in (("Query", item.query), ("Response", item.response)):
