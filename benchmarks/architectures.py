@@ -112,7 +112,7 @@ def compare(kind, folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     layout_of(checkpoint).check_whole(str(folder))
     model = kind.from_pretrained(folder)
-    layout, tensors = Layout.of(model, checkpoint), model.state_dict()
+    layout, tensors = Layout.of(model, checkpoint.shapes), model.state_dict()
     for group in layout.units:
         read = {name: checkpoint.read(name) for name in group.disk}
         for name, value in layout.to_memory(group, read).items():

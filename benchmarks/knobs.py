@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from measure import (
 from merge import COEFFICIENTS, fabricate, write_recipes
 
 from mergekit_av import AlignmentVector, Knobs
+from mergekit_av.vectors.delta import DenseDelta
 
 SUM_TARGET = 1.5
 MERGE_TARGET = 20
@@ -194,25 +195,31 @@ def random_model(shape: dict, device: str):
         return MistralForCausalLM(MistralConfig(**shape))
 
 
-class RandomTensors(dict):
+class RandomDelta(DenseDelta):
     """Tensors that are on no disk. Mapped, they cost what a file in the page cache does."""
 
     files = ()
 
     def __init__(self, model, seed: int):
-        super().__init__(model.named_parameters())
-        self._seed = seed
+        self._weights, self._seed = dict(model.named_parameters()), seed
 
-    def mapped(self) -> dict[str, torch.Tensor]:
+    def names(self):
+        return self._weights.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._weights[name].shape)
+
+    @cached_property
+    def _mapped(self) -> dict[str, torch.Tensor]:
         torch.manual_seed(self._seed)
-        return {n: torch.randn_like(weight).mul_(1e-5).cpu() for n, weight in self.items()}
+        return {n: torch.randn_like(w).mul_(1e-5).cpu() for n, w in self._weights.items()}
 
 
 class RandomVector(AlignmentVector):
     """A vector of random tensors."""
 
     def __init__(self, model, seed: int):
-        self.checkpoint = RandomTensors(model, seed)
+        self.delta = RandomDelta(model, seed)
 
     def check(self) -> None: ...
     def check_finite(self) -> None: ...

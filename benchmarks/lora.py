@@ -58,7 +58,7 @@ def main(av, base, ranks, lambdas, records):
         f"| rank | MB | squared norm | λ | accuracy {levels} | margins | effect kept | off by |"
     )
     click.echo("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    files = sum(file.stat().st_size for file in vector.checkpoint.files)
+    files = sum(file.stat().st_size for file in vector.delta.files)
     for value in lambdas:
         _row("vector", files, 1.0, value, whole[value], whole[value], at_base)
     with tempfile.TemporaryDirectory() as scratch:

@@ -43,7 +43,7 @@ def main(av, base, domain, lambdas, seed):
                 before = weights.read(name)
                 if rounding == "float32":
                     before = before.float()
-                terms = [(value, vector.checkpoint.read(name).to(before.device))]
+                terms = [(value, vector.delta.dense(name).to(before.device))]
                 how = "stochastic" if rounding == "float32" else rounding
                 parameter.copy_(add_vectors(before, terms, name=name, rounding=how, seed=seed))
         return mean_log_probs(model, tokenizer, records, progress=f"λ {value:+g} {rounding}")

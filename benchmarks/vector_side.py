@@ -28,8 +28,8 @@ from mergekit_av.io.fingerprint import fingerprint
 from mergekit_av.models.decoding import Decoding
 from mergekit_av.models.default_base import base_or_default
 from mergekit_av.models.load import load_model, load_tokenizer
-from mergekit_av.vectors.extraction import write_vector
 from mergekit_av.vectors.low_rank import low_rank
+from mergekit_av.vectors.writing import Origin, write_vector
 
 Operation = Callable[[str, torch.Tensor], torch.Tensor]
 DENSITIES = (0.5, 0.2, 0.1)
@@ -57,7 +57,7 @@ def operations(others: list[AlignmentVector], layers: int) -> dict[str, Operatio
         return truncate
 
     def without_shared(name: str, delta: torch.Tensor) -> torch.Tensor:
-        shared = torch.stack([other.checkpoint.read(name).double().flatten() for other in others])
+        shared = torch.stack([other.delta.dense(name).double().flatten() for other in others])
         flat = delta.double().flatten()
         # The part of it in the span of the others, by their Gram matrix.
         weights = torch.linalg.lstsq(shared @ shared.T, (shared @ flat)[:, None]).solution[:, 0]
@@ -91,19 +91,24 @@ def write_variant(vector: AlignmentVector, operation: Operation, out: Path) -> A
     if out.exists():
         return AlignmentVector.open(out)
 
-    def blocks(name: str) -> Iterator[torch.Tensor]:
-        yield from blocks_of(operation(name, vector.checkpoint.read(name).float()))
+    class Changed:
+        shapes = vector.delta.shapes()
 
-    return write_vector(
+        def blocks(self, name: str) -> Iterator[torch.Tensor]:
+            yield from blocks_of(operation(name, vector.delta.dense(name).float()))
+
+        def origin(self) -> Origin:
+            return Origin(vector.metadata.base)
+
+    write_vector(
         out,
+        Changed(),
         name=vector.metadata.name,
-        base=vector.metadata.base,
         config=vector.folder / "config.json",
-        shapes={name: info.shape for name, info in vector.checkpoint.items()},
-        blocks=blocks,
         dtype=vector.metadata.precision["dtype"],
         precision={"difference": f"{vector.metadata.name}, {out.name}"},
     )
+    return AlignmentVector.open(out)
 
 
 def margins(point: Point) -> list[float]:

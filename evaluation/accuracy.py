@@ -16,7 +16,7 @@ from mergekit_av.models.scoring import (
     with_equal_responses,
     within_context,
 )
-from mergekit_av.stats import Estimate, _mean, votes, wilson
+from mergekit_av.stats import Estimate, mean_interval, votes, wilson
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ def summarise(
         split=split,
         records=count,
         accuracy={level: wilson(won, count) for level, won in zip(levels, wins, strict=True)},
-        mean_log_prob={level: _mean(scores[:, i].double()) for i, level in enumerate(levels)},
+        mean_log_prob={
+            level: mean_interval(scores[:, i].double().numpy()) for i, level in enumerate(levels)
+        },
         dominant=levels[wins.index(first)] if first > second else None,
         too_long=list(too_long),
         equal=list(equal),

@@ -7,13 +7,13 @@ import platform
 PACKAGES = ("mergekit-av", "mergekit", "torch", "transformers")
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that decide the numbers."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+def versions(*further: str) -> dict[str, str]:
+    """Return the installed versions of the packages that decide every figure, and of further ones."""
+    return {name: importlib.metadata.version(name) for name in (*PACKAGES, *further)}
 
 
 def machine(device: str) -> str:
-    """What measures, in words."""
+    """Return what computes, in words, e.g. `cpu, x86_64, 2 cores`."""
     if device.startswith("cuda"):
         import torch
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy import special, stats
 
 Confusion = dict[str, dict[str, int]]
@@ -44,7 +43,7 @@ def percent(counts: Confusion) -> list[list[str]]:
 
 
 def votes(scores: np.ndarray) -> np.ndarray:
-    """How many records prefer each level, from scores (…, records, levels) to counts (…, levels).
+    """Count the records that prefer each level: scores (…, records, levels) to counts (…, levels).
 
     A record whose highest score is at k levels counts 1/k for each of them.
     """
@@ -67,7 +66,7 @@ class Estimate:
 
 
 def wilson(won: float, count: int) -> Estimate:
-    """The share `won` / `count`, with its Wilson interval (Newcombe 1998, method 3).
+    """Return the share `won` / `count`, with its Wilson interval (Newcombe 1998, method 3).
 
     scipy's `binomtest` knows whole numbers only; for these, this is its result bit for bit.
     """
@@ -80,9 +79,10 @@ def wilson(won: float, count: int) -> Estimate:
     return Estimate(p, low, high)
 
 
-def _mean(values: torch.Tensor) -> Estimate:
-    mean, count = values.mean().item(), values.numel()
+def mean_interval(values: np.ndarray) -> Estimate:
+    """Return the mean of float64 values, with Student's t interval; infinite for a single one."""
+    mean, count = float(values.mean()), values.size
     if count < 2:
         return Estimate(mean, -math.inf, math.inf)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std().item() / count**0.5
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * float(values.std(ddof=1)) / count**0.5
     return Estimate(mean, mean - half, mean + half)

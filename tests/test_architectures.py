@@ -120,11 +120,11 @@ def test_knobs_and_apply_to_give_the_bytes_of_a_merge(name, made, tmp_path):
 def test_a_vector_of_a_merge_is_the_vector(name, made, tmp_path):
     vector = made(name).vector
     again = extract(made(name).base, made(name).merged, tmp_path / "again", dtype="float32")
-    for tensor in again.checkpoint:
-        value = again.checkpoint.read(tensor)
-        wanted = vector.checkpoint.read(tensor) if tensor in vector.checkpoint else 0 * value
+    for tensor in again.delta.names():
+        value = again.delta.dense(tensor)
+        wanted = vector.delta.dense(tensor) if tensor in vector.delta.names() else 0 * value
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-6)
-    assert set(vector.checkpoint) <= set(again.checkpoint)
+    assert set(vector.delta.names()) <= set(again.delta.names())
 
 
 @architecture

@@ -132,7 +132,7 @@ def test_integer_buffers_count_in_the_base_and_have_no_difference(base, aligned,
     for folder in folders:
         edit_tensors(folder, lambda tensors: tensors.update(buffer=torch.arange(5)))
     vector = extract(*folders, tmp_path / "av")
-    assert "buffer" not in vector.checkpoint
+    assert "buffer" not in vector.delta.names()
     vector.check_base(folders[0])
     with pytest.raises(AVError, match="not of"):
         vector.check_base(base)

@@ -41,8 +41,9 @@ from trl import DPOConfig
 
 import mergekit_av
 from mergekit_av import AlignmentVector, load_domain, load_records
-from mergekit_av.checkpoint import Checkpoint, fingerprint
-from mergekit_av.journal import Journal, read_journal
+from mergekit_av.io.checkpoint import Checkpoint
+from mergekit_av.io.fingerprint import fingerprint
+from mergekit_av.io.journal import Journal, read_journal
 
 FROZEN = Path(__file__).parent / "frozen"
 WRITE = bool(os.environ.get("WRITE_FROZEN"))

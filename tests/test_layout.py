@@ -125,7 +125,7 @@ def test_heads_for_more_tokens_are_carried_over_as_they_are(tmp_path):
     base, aligned = SPECIAL["qwen3 with more heads"].make(tmp_path / "base", tmp_path / "aligned")
     vector = extract(base, aligned, tmp_path / "av")
     extra = {name for name in load_file(base / SINGLE) if "mtp." in name or "layers.2." in name}
-    assert len(extra) > 2 and not extra & set(vector.checkpoint)
+    assert len(extra) > 2 and not extra & set(vector.delta.names())
     merged = merge(make_recipe(base, {vector.folder: 2.0}, dtype="bfloat16"), tmp_path / "out")
     before = load_file(base / SINGLE)
     assert all(torch.equal(merged[name], before[name]) for name in extra)
@@ -492,7 +492,7 @@ def test_a_name_that_both_releases_use_for_other_things_is_not_mixed_up(base, al
     vector = extract(head, aligned, tmp_path / "av", dtype="float32")
     plain = extract(base, aligned, tmp_path / "plain", dtype="float32")
     name = "model.embed_tokens.weight"
-    assert torch.equal(vector.checkpoint.read("lm_head.weight"), plain.checkpoint.read(name))
+    assert torch.equal(vector.delta.dense("lm_head.weight"), plain.delta.dense(name))
 
 
 def test_a_merge_that_is_planned_by_an_insufficient_definition_is_refused(base, vectors, tmp_path):

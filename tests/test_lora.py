@@ -100,11 +100,11 @@ def test_what_the_adapter_leaves_out_is_the_only_difference(tmp_path, architectu
     layers = carried_layers(model, layout_of(Checkpoint(base)))
     with torch.no_grad():
         for layer in layers:
-            model.get_submodule(layer).weight += vector.checkpoint.read(f"{layer}.weight")
+            model.get_submodule(layer).weight += vector.delta.dense(f"{layer}.weight")
     adapted = PeftModel.from_pretrained(load(base), tmp_path / "lora").eval()
     assert torch.allclose(logits(adapted), logits(model), atol=2e-5)
 
-    squares = {n: vector.checkpoint.read(n).double().square().sum().item() for n in tensors}
+    squares = {n: vector.delta.dense(n).double().square().sum().item() for n in tensors}
     carried = sum(squares[f"{layer}.weight"] for layer in layers)
     assert export.kept == pytest.approx(carried / sum(squares.values()))
     parts = {part.kind: part for part in export.parts}

@@ -276,12 +276,12 @@ def test_a_base_of_old_times_that_holds_float_buffers(base, tmp_path, out, align
     else:  # transformers writes them no more
         aligned = perturb(base, tmp_path / "aligned")
     av = extract(old, aligned, tmp_path / "av")
-    assert (buffers.keys() < av.checkpoint.keys()) == (aligned_by == "then")
+    assert (buffers.keys() < av.delta.names()) == (aligned_by == "then")
 
     wanted = load_file(old / SINGLE) | {
         name: value.float() + load_file(av.folder / SINGLE)[name].float()
         for name, value in load_file(old / SINGLE).items()
-        if name in av.checkpoint
+        if name in av.delta.names()
     }
     wanted = {n: v if n in buffers else v.bfloat16() for n, v in wanted.items()}
     # Nothing reads them, and what has no difference is carried over as it is.

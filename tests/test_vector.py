@@ -213,9 +213,9 @@ def test_a_saved_combination_is_a_vector_of_the_same_base(
     combination = 0.6 * legal - medical
     saved = combination.save(tmp_path / "saved", name="mixture", dtype=dtype)
     saved.check()
-    for name in saved.checkpoint:
+    for name in saved.delta.names():
         expected = combination.tensor(name).to(getattr(torch, dtype))
-        assert torch.equal(saved.checkpoint.read(name), expected)
+        assert torch.equal(saved.delta.dense(name), expected)
     metadata = saved.metadata
     assert (metadata.name, metadata.base) == ("mixture", legal.metadata.base)
     assert metadata.precision["difference"] == "sum of vectors: 0.6 * 'legal' + -1 * 'medical'"

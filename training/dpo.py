@@ -37,9 +37,10 @@ from mergekit_av.models.chat import cut_sentence, encode, left_out
 from mergekit_av.models.load import load_model, refuse_vector
 from mergekit_av.models.scoring import context_length
 from mergekit_av.models.vocabulary import check_ids
-from mergekit_av.vectors.extraction import VECTOR, extract
+from mergekit_av.vectors.extraction import extract
 from mergekit_av.vectors.metadata import METADATA
 from mergekit_av.vectors.vector import AlignmentVector
+from mergekit_av.vectors.writing import VECTOR
 
 from .base import Base, load_base
 from .callbacks import EvaluateLast, Progress, StopDivergence

@@ -6,7 +6,6 @@ is put back, and a line in the log is all that tells.
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import PreTrainedModel
@@ -51,7 +50,7 @@ def put_back(model: PreTrainedModel, folder: Path) -> None:
         AVError: a weight of the model is not in the checkpoint, or has another shape there.
     """
     checkpoint = Checkpoint(folder)
-    layout, tensors = Layout.of(model, checkpoint), named_tensors(model)
+    layout, tensors = Layout.of(model, checkpoint.shapes), named_tensors(model)
     layout.check_whole(str(folder))
     for group in layout.units:
         read = {name: checkpoint.read(name) for name in group.disk}
@@ -78,8 +77,7 @@ def check_trainable(model: PreTrainedModel, base: Path) -> None:
     of_base.check_reversible()
     tensors = named_tensors(model)
     saved = revert_weight_conversion(model, {n: tensor.detach() for n, tensor in tensors.items()})
-    infos = {name: SimpleNamespace(shape=tensor.shape) for name, tensor in saved.items()}
-    layout = Layout.of(model, infos)
+    layout = Layout.of(model, {name: tuple(tensor.shape) for name, tensor in saved.items()})
     for group in layout.units:
         for name, value in layout.to_memory(group, saved).items():
             if value.shape != tensors[name].shape or not torch.equal(value, tensors[name]):

@@ -14,7 +14,7 @@ from mergekit_av.text.tables import aligned
 from .command import command, overwrite_option, say
 
 if TYPE_CHECKING:
-    from mergekit_av.export.peft import LoraExport
+    from mergekit_av.export.loss import LoraExport
 
 
 @command

@@ -194,7 +194,7 @@ def av_train(
     in_main_process(lambda: [hold(job.locked()) for job in jobs])
     in_main_process(lambda: [check(job) for job in jobs])
     if push_to_hub:
-        from mergekit_av.export.hub import check_access
+        from mergekit_av.hub.upload import check_access
 
         in_main_process(lambda: check_access(push_to_hub))
     in_main_process(lambda: base_or_default(base))

@@ -17,7 +17,7 @@ from mergekit_av.vectors.card import PAPER, PROJECT, TAGS, about_base, base_on_h
 if TYPE_CHECKING:
     from mergekit_av.vectors.metadata import Metadata
 
-    from .peft import LoraExport
+    from .loss import LoraExport
 
 
 def lora_card(

@@ -9,7 +9,6 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +23,15 @@ from mergekit_av.io.writer import CheckpointWriter
 from mergekit_av.models.layout import Layout
 from mergekit_av.models.load import default_device, load_shape
 from mergekit_av.text.card import Kept, with_kept
-from mergekit_av.vectors.extraction import VECTOR_DTYPES
 from mergekit_av.vectors.license import license_of
 from mergekit_av.vectors.low_rank import low_rank
+from mergekit_av.vectors.writing import VECTOR_DTYPES
 
 from .card import is_of_vector, lora_card
 
 if TYPE_CHECKING:
     from mergekit_av.vectors.vector import AlignmentVector
+from .loss import RANKS, LoraExport, _kept_at, _parts
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 # PEFT writes adapters of the same three files: only the card tells ours.
@@ -44,55 +44,6 @@ ADAPTER = Kind(
         if not (path.name in (CONFIG, WEIGHTS, CARD) and path.is_file())
     ],
 )
-# For which the loss is told whatever the adapter's own rank is.
-RANKS = (4, 8, 16, 32, 64, 128, 256, 512)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What becomes of one kind of tensors.
-
-    Attributes:
-        kind: of linear layers their name, e.g. `q_proj`; else `embeddings` (with an output
-            layer that is tied to them), `output layer`, `norms`, `biases`, `other weights`, which
-            the adapter leaves out.
-        tensors: how many there are.
-        share: of the vector's squared norm.
-        kept: of the part's own squared norm, 0 to 1.
-    """
-
-    kind: str
-    tensors: int
-    share: float
-    kept: float
-
-
-@dataclass(frozen=True)
-class LoraExport:
-    """An adapter that was written.
-
-    Attributes:
-        folder: where it is.
-        rank: of its matrices.
-        scale: λ at which it acts as it comes.
-        dtype: of its tensors.
-        nbytes: size of its tensors' file.
-        parts: by share, the largest first.
-        kept_at: rank → the share of the vector's squared norm that an adapter of that rank keeps.
-    """
-
-    folder: Path
-    rank: int
-    scale: float
-    dtype: str
-    nbytes: int
-    parts: Sequence[Part]
-    kept_at: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> float:
-        """The share of the vector's squared norm that the adapter keeps."""
-        return sum(part.share * part.kept for part in self.parts)
 
 
 def export_lora(
@@ -249,11 +200,11 @@ class _Deltas:
     """A vector's tensors by their names in the model."""
 
     def __init__(self, vector: "AlignmentVector", layout: Layout):
-        self._checkpoint, self._layout = vector.checkpoint, layout
+        self._delta, self._layout = vector.delta, layout
 
     def __getitem__(self, name: str) -> torch.Tensor:
         group = self._layout.by_memory[name]
-        read = {part: self._checkpoint.read(part) for part in group.disk}
+        read = {part: self._delta.dense(part) for part in group.disk}
         made = self._layout.to_memory(group, read)
         return next(v for n, v in made.items() if self._layout.ties.get(n, n) == name)
 
@@ -293,37 +244,6 @@ def _left_out(
         blocks = blocks_of(weights[name])
         found[kind].append(sum(block.double().square().sum().item() for block in blocks))
     return found
-
-
-def _parts(losses: dict, left_out: dict[str, list[float]], rank: int) -> list[Part]:
-    carried = {kind: _energy(some) for kind, some in losses.items()}
-    whole = {**carried, **{kind: sum(squares) for kind, squares in left_out.items()}}
-    total = sum(whole.values())
-    parts = [
-        Part(
-            kind,
-            len(losses.get(kind) or left_out[kind]),
-            _ratio(energy, total),
-            # Of nothing, nothing is lost.
-            _ratio(_energy(losses[kind], rank), energy, 1.0) if kind in losses else 0.0,
-        )
-        for kind, energy in whole.items()
-    ]
-    return sorted(parts, key=lambda part: -part.share)
-
-
-def _kept_at(losses: dict, left_out: dict[str, list[float]], ranks: list[int]) -> dict[int, float]:
-    every = [energies for some in losses.values() for energies in some]
-    total = _energy(every) + sum(map(sum, left_out.values()))
-    return {rank: _ratio(_energy(every, rank), total) for rank in ranks}
-
-
-def _energy(some: list[torch.Tensor], rank: int | None = None) -> float:
-    return sum(energies[:rank].sum().item() for energies in some)
-
-
-def _ratio(part: float, whole: float, of_nothing: float = 0.0) -> float:
-    return part / whole if whole else of_nothing
 
 
 def _write_config(

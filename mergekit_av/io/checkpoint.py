@@ -13,12 +13,12 @@ from pathlib import Path
 from types import EllipsisType
 
 import torch
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError, safe_open
 
 from mergekit_av.errors import AVError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE
 # Elements read at a time: memory is bounded by a few blocks, however large a tensor is. Fingerprints
 # are made of blocks, so another size would not know the vectors there are.
 BLOCK = 1 << 20
@@ -121,6 +121,17 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     def __len__(self) -> int:
         return len(self._infos)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, by name."""
+        return {name: info.shape for name, info in self.items()}
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files that the checkpoint is made of: its shards, and their index."""
+        index = self.folder / INDEX
+        return [*self.files, *([index] if index.is_file() else [])]
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, on the CPU."""

@@ -35,7 +35,7 @@ from mergekit_av.hub.source import hub_name
 from mergekit_av.hub.trust import refuse_adapter_code
 from mergekit_av.io.checkpoint import INDEX, Checkpoint
 from mergekit_av.io.json import read_json
-from mergekit_av.models.load import check_config, layout_of
+from mergekit_av.models.load import check_config, layout_of, unread_names
 from mergekit_av.vectors.adapter import CONFIG as ADAPTER
 
 from .recipe import METHOD
@@ -390,9 +390,9 @@ def _weight(name: str, base: Checkpoint, described: dict[str, WeightInfo]) -> We
     if name in described and base[name].dtype.is_floating_point:
         info = described[name]
         return WeightInfo(name=name, vocabulary_axis=info.vocabulary_axis, optional=True)
-    if not base[name].dtype.is_floating_point or name in _unread(base):
+    if not base[name].dtype.is_floating_point or name in unread_names(base):
         if dtype not in CARRIED:
-            if name in _unread(base):
+            if name in unread_names(base):
                 return None
             raise AVError(
                 f"{base.folder}: {name} is {dtype}, which mergekit cannot carry over to a merge"
@@ -400,18 +400,6 @@ def _weight(name: str, base: Checkpoint, described: dict[str, WeightInfo]) -> We
         # It has no difference, and must not be rounded to the recipe's dtype.
         return WeightInfo(name=name, optional=True, force_dtype=dtype)
     return WeightInfo(name=name, optional=True)
-
-
-@functools.lru_cache(maxsize=8)
-def _unread_of(folder: Path, names: frozenset[str]) -> frozenset[str]:
-    try:
-        return frozenset(layout_of(Checkpoint(folder)).ignored)
-    except AVError:
-        return frozenset()
-
-
-def _unread(base: Checkpoint) -> frozenset[str]:
-    return _unread_of(base.folder, frozenset(base))
 
 
 def _count_key(config: PretrainedConfig) -> str:

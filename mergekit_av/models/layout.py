@@ -3,29 +3,23 @@
 transformers renames, stacks, splits and transposes tensors when it loads some architectures (mixtures
 of experts, GPT-NeoX, models that also see), and undoes it when it saves them. A checkpoint of the Hub
 may hold other names again: those of an older release, or tensors that nothing reads. The rules are
-transformers' own (`transformers.core_model_loading`); they are applied in this module and nowhere else.
+transformers' own (`transformers.core_model_loading`); `conversion` applies them.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-    revert_weight_conversion,
-)
 
 from mergekit_av.errors import AVError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
+
+    from .conversion import Rules
 
 Shape = tuple[int, ...]
 Tensors = dict[str, torch.Tensor]
@@ -46,7 +40,7 @@ class Group:
     disk: tuple[str, ...]
     memory: dict[str, Shape]
     target: str
-    converter: WeightConverter | None = None
+    converter: "WeightConverter | None" = None
     patterns: tuple[str, ...] = ()
 
 
@@ -78,24 +72,26 @@ class Layout:
     parameters: set[str]
     ties: dict[str, str]
     _places: dict[str, Place] = field(repr=False)
-    _rules: "_Rules" = field(repr=False)
+    _rules: "Rules" = field(repr=False)
 
     @classmethod
-    def of(cls, model: "PreTrainedModel", checkpoint: Mapping[str, Any]) -> "Layout":
-        """The layout of a checkpoint's tensors (name → what has a `shape`) in a model.
+    def of(cls, model: "PreTrainedModel", shapes: Mapping[str, Shape]) -> "Layout":
+        """Lay out the tensors of a checkpoint, given by name and shape, in a model.
 
         The model's weights are not looked at, so it may be on the meta device.
 
         Raises:
             AVError: transformers cannot make the model's tensors of the checkpoint's.
         """
+        from .conversion import Reader, Rules, converted_shapes, in_order
+
         tensors = named_tensors(model)
         first: dict[int, str] = {}
         owners = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
-        reader = _Reader(model, dict.fromkeys(tensors, True))
+        reader = Reader(model, dict.fromkeys(tensors, True))
         parts: dict[str, list[tuple[str, str | None]]] = {}
         ignored = set()
-        for name in sorted(checkpoint, key=dot_natural_key):
+        for name in in_order(shapes):
             target, pattern = reader.read(name)
             if target is None or (pattern is None and target in parts):
                 ignored.add(name)
@@ -105,12 +101,12 @@ class Layout:
         for target, sources in parts.items():
             disk = tuple(name for name, _ in sources)
             patterns = tuple(pattern for _, pattern in sources)
-            shapes = {name: tuple(checkpoint[name].shape) for name in disk}
+            parts_shapes = {name: tuple(shapes[name]) for name in disk}
             converter = reader.converters.get(patterns[0])
             if converter is None:
-                memory = {target: shapes[disk[0]]}
+                memory = {target: parts_shapes[disk[0]]}
             else:
-                memory = _converted_shapes(converter, target, patterns, shapes, model)
+                memory = converted_shapes(converter, target, patterns, parts_shapes, model)
             groups.append(Group(disk, memory, target, converter, patterns if converter else ()))
             counts: dict[str | None, int] = {}
             for name, pattern in sources:
@@ -123,12 +119,12 @@ class Layout:
             {name for name, _ in model.named_parameters()},
             {name: owner for name, owner in owners.items() if owner != name},
             places,
-            _Rules(model, reader.used()),
+            Rules(model, reader.used()),
         )
 
     @cached_property
     def missing(self) -> list[str]:
-        """Parameters that nothing in the checkpoint becomes, neither they nor what is tied to them."""
+        """The parameters that nothing in the checkpoint becomes, neither they nor what is tied to them."""
         return sorted(self.parameters - set(self.by_memory))
 
     @cached_property
@@ -143,11 +139,11 @@ class Layout:
         ]
 
     def owners(self, group: Group) -> set[str]:
-        """What a group becomes, tied tensors by their first name."""
+        """Return what a group becomes, tied tensors by their first name."""
         return {self.ties.get(name, name) for name in group.memory}
 
     def place(self, name: str) -> Place | None:
-        """Where a tensor of the checkpoint goes; None where nothing reads it."""
+        """Return where a tensor of the checkpoint goes; None where nothing reads it."""
         return self._places.get(name)
 
     @cached_property
@@ -176,33 +172,37 @@ class Layout:
         return list({group.target: group for group in self.by_memory.values()}.values())
 
     def to_memory(self, group: Group, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-        """Name in the model → tensor, made of the checkpoint's; often as views of them.
+        """Return a group's tensors by their names in the model, made of the checkpoint's; often as views.
 
         All that is done is linear, and moves values without changing one: differences may be given
         as well as weights.
         """
         if group.converter is None:
             return {group.target: tensors[group.disk[0]]}
-        return _convert(
+        from .conversion import convert
+
+        return convert(
             group.converter, group.target, group.patterns, group.disk, tensors, self._rules
         )
 
     def to_disk(self, group: Group, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-        """Name in the checkpoint → tensor, made of the model's; often as views of them.
+        """Return a group's tensors by their names in the checkpoint, made of the model's; often as views.
 
         Raises:
             AVError: transformers does not know how (`check_reversible` tells beforehand).
         """
         if group.converter is None:
             return {group.disk[0]: tensors[group.target]}
+        from .conversion import Reader, in_order, revert
+
         try:
-            found = revert_weight_conversion(self._rules, {n: tensors[n] for n in group.memory})
+            found = revert(self._rules, {n: tensors[n] for n in group.memory})
         except Exception as error:  # of its operations, which differ
             raise AVError(_irreversible(group, first_line(error))) from error
-        reader = _Reader(None, dict.fromkeys(group.memory, True), self._rules._weight_conversions)
+        reader = Reader(None, dict.fromkeys(group.memory, True), self._rules._weight_conversions)
         numbers: dict[str | None, int] = {}
         back = {}
-        for name in sorted(found, key=dot_natural_key):
+        for name in in_order(found):
             _, pattern = reader.read(name)
             number = numbers[pattern] = numbers.get(pattern, -1) + 1
             of_pattern = [
@@ -235,87 +235,13 @@ class Layout:
 
 
 def named_tensors(model: torch.nn.Module) -> Tensors:
-    """Name → parameter or buffer that a model saves; tied ones under each of their names."""
+    """Return the parameters and buffers that a model saves, by name; tied ones under each of theirs."""
     saved = set(model.state_dict(keep_vars=True))
     tensors = [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]
     return {name: tensor for name, tensor in tensors if name in saved}
-
-
-class _Rules:
-    """A model as transformers' conversions ask for it, with the rules of one checkpoint."""
-
-    def __init__(self, model: "PreTrainedModel", used: list[Any]):
-        self._model, self._weight_conversions = model, used
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-class _Reader:
-    """transformers' rules for the names of one checkpoint.
-
-    Some rules remember what they have seen: names must come in the order in which transformers reads
-    them.
-    """
-
-    def __init__(self, model, there: Mapping[str, bool], rules: Sequence[Any] | None = None):
-        self._rules = get_model_conversion_mapping(model) if rules is None else copy.deepcopy(rules)
-        self._there = there
-        self._prefix = None if model is None else model.base_model_prefix
-        self._renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
-        self._converters = [rule for rule in self._rules if isinstance(rule, WeightConverter)]
-        self.converters = {
-            pattern: rule for rule in self._converters for pattern in rule.source_patterns
-        }
-
-    def read(self, name: str) -> tuple[str | None, str | None]:
-        """The name in the model, or None, and the input of a converter that the tensor is, or None."""
-        target, pattern = rename_source_key(
-            name, self._renamings, self._converters, self._prefix, self._there
-        )
-        if target not in self._there and name in self._there:
-            target, pattern = rename_source_key(name, [], [], self._prefix, self._there)
-        return (target if target in self._there else None), pattern
-
-    def used(self) -> list[Any]:
-        """The rules that had a part in it: what transformers undoes when it saves the model."""
-        return [rule for rule in self._rules if rule.was_used()]
-
-
-def _converted_shapes(
-    converter: WeightConverter,
-    target: str,
-    patterns: Sequence[str],
-    shapes: Mapping[str, Shape],
-    model: "PreTrainedModel",
-) -> dict[str, Shape]:
-    blank = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    made = _convert(converter, target, patterns, tuple(shapes), blank, model)
-    return {name: tuple(tensor.shape) for name, tensor in made.items()}
-
-
-def _convert(
-    converter: WeightConverter,
-    target: str,
-    patterns: Sequence[str],
-    disk: Sequence[str],
-    tensors: Mapping[str, torch.Tensor],
-    model: Any,
-) -> Tensors:
-    rule = copy.deepcopy(converter)
-    rule.collected_tensors.clear()
-    for name, pattern in zip(disk, patterns, strict=True):
-        rule.add_tensor(target, name, pattern, tensors[name])
-    try:
-        made = rule.convert(target, model=model, config=model.config)
-    except Exception as error:  # of its operations, which differ
-        raise AVError(
-            f"{disk[0]} and its like do not make {target}: {first_line(error)}"
-        ) from error
-    return {n: value[0] if isinstance(value, list) else value for n, value in made.items()}
 
 
 def _irreversible(group: Group, why: str) -> str:

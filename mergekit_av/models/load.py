@@ -4,19 +4,18 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mergekit_av.errors import AVError, first_line
-from mergekit_av.hub.trust import QUANTISATIONS, asks_for_flash, refuse_code
-
-from .limits import modules_up_to, refuse_counts, within
-
-if TYPE_CHECKING:
-    from mergekit_av.io.checkpoint import Checkpoint
-
-    from .layout import Layout
 from mergekit_av.hub.source import resolve
+from mergekit_av.hub.trust import QUANTISATIONS, asks_for_flash, refuse_code
+from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.io.json import read_json
+
+from .layout import Layout
+from .limits import modules_up_to, refuse_counts, within
 
 # A configuration says in milliseconds what it has to say; the first may have to wait for imports.
 CONFIG_SECONDS = 120
@@ -50,10 +49,6 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
             widest of them).
         device: a torch device; by default the accelerator if there is one.
     """
-    import torch
-
-    from mergekit_av.io.checkpoint import Checkpoint
-
     folder = resolve(source)
     refuse_vector(folder)
     settings = _checked(folder)
@@ -107,7 +102,7 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _refuse_sizes(shape: Any, checkpoint: "Checkpoint") -> None:
+def _refuse_sizes(shape: Any, checkpoint: Checkpoint) -> None:
     """Raise AVError for a model that takes far more memory than its checkpoint has values for."""
     wanted = sum(tensor.numel() for tensor in (*shape.parameters(), *shape.buffers()))
     there = sum(info.nbytes for info in checkpoint.values())
@@ -140,11 +135,9 @@ def _model_class(config: Any) -> Any:
     return (named or [*able, AutoModelForCausalLM])[0]
 
 
-def own_dtype(checkpoint: "Checkpoint") -> str:
+def own_dtype(checkpoint: Checkpoint) -> str:
     """What a checkpoint's weights are in; the widest of several. transformers' own "auto" would
     believe config.json."""
-    import torch
-
     dtypes = {name: info.dtype for name, info in checkpoint.items() if info.dtype.is_floating_point}
     if len(set(dtypes.values())) > 1:
         # Old checkpoints hold masks and frequencies in float32, whatever the weights are in.
@@ -153,11 +146,9 @@ def own_dtype(checkpoint: "Checkpoint") -> str:
     return str(functools.reduce(torch.promote_types, dtypes.values())).removeprefix("torch.")
 
 
-def refuse_codes(checkpoint: "Checkpoint") -> None:
+def refuse_codes(checkpoint: Checkpoint) -> None:
     """Raise AVError for a quantised checkpoint: its tensors are codes, whose differences and sums mean
     nothing without their scales."""
-    import torch
-
     folder = checkpoint.folder
     remedy = "take the model in bfloat16 or float32, or save it dequantised"
     if (folder / "config.json").is_file():
@@ -191,10 +182,6 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
     Raises:
         AVError: config.json is of no causal LM.
     """
-    import torch
-
-    from mergekit_av.io.checkpoint import Checkpoint
-
     folder = resolve(source)
     _checked(folder)
     checkpoint = Checkpoint(folder)
@@ -214,15 +201,26 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
         ) from error
 
 
-def layout_of(checkpoint: "Checkpoint") -> "Layout":
+def layout_of(checkpoint: Checkpoint) -> Layout:
     """What becomes of each tensor of a checkpoint in the model of the config.json beside it.
 
     Raises:
         AVError: config.json is of no model that transformers knows.
     """
-    from .layout import Layout
+    return Layout.of(load_shape(checkpoint.folder), checkpoint.shapes)
 
-    return Layout.of(load_shape(checkpoint.folder), checkpoint)
+
+def unread_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """Return the tensors of a checkpoint that nothing reads; none where its config.json does not tell."""
+    return _unread_names(checkpoint.folder, frozenset(checkpoint))
+
+
+@functools.lru_cache(maxsize=8)
+def _unread_names(folder: Path, names: frozenset[str]) -> frozenset[str]:
+    try:
+        return frozenset(layout_of(Checkpoint(folder)).ignored)
+    except AVError:
+        return frozenset()
 
 
 def load_tokenizer(source: str | os.PathLike):
@@ -296,7 +294,5 @@ def _checked(folder: Path) -> dict:
 
 def default_device() -> str:
     """The accelerator if there is one, else the CPU."""
-    import torch
-
     accelerator = torch.accelerator.current_accelerator()
     return accelerator.type if accelerator is not None else "cpu"

@@ -103,7 +103,7 @@ class Knobs:
         }
         if not transfer:
             self._check_base()
-        files = [file for vector in self.vectors.values() for file in vector.checkpoint.files]
+        files = [file for vector in self.vectors.values() for file in vector.delta.files]
         self._mapped = {} if resident else {file: _identity(file) for file in files}
         self._deltas = {n: self._open(n, layouts[n], resident) for n in self.vectors}
         self._present = {name: id(tensor) for name, tensor in self._tensors.items()}
@@ -189,7 +189,7 @@ class Knobs:
     def _open(self, vector: str, layout: Layout, resident: bool) -> dict[str, torch.Tensor]:
         """The vector's tensors that move a weight, in memory or as mapped files; by the names that the
         first vector has for them."""
-        mapped, deltas = self.vectors[vector].checkpoint.mapped(), {}
+        stored, deltas = self.vectors[vector].delta, {}
         for name, base in self._base.items():
             own = layout.by_place.get(self._layout.place(name))
             if own is None:
@@ -198,9 +198,10 @@ class Knobs:
                     f"{folder} has no tensor for {name}: its base is laid out in another way than that "
                     f"of {next(iter(self.vectors.values())).folder}; make knobs of each alone"
                 )
-            if _moves(mapped[own], base):
-                delta = mapped[own]
+            delta = stored.dense(own)
+            if _moves(delta, base):
                 deltas[name] = _as_merged(delta, base, copy=True) if resident else delta
+        stored.release()
         return deltas
 
     def _move_to(self, target: dict[str, float]) -> None:
@@ -300,7 +301,7 @@ class Knobs:
         """
         digests, source = {name: _digest(tensor) for name, tensor in self._base.items()}, None
         for vector in self.vectors.values():
-            names = [name for name in vector.checkpoint if name in digests]
+            names = [name for name in vector.delta.names() if name in digests]
             found = combined_fingerprint(
                 {name: tuple(self._base[name].shape) for name in names},
                 {name: digests[name] for name in names},
@@ -381,7 +382,7 @@ def _fingerprint_of_source(model: "PreTrainedModel") -> str | None:
     try:
         folder = resolve(model.name_or_path, getattr(model.config, "_commit_hash", None))
         checkpoint = Checkpoint(folder)
-        layout = Layout.of(model, checkpoint)
+        layout = Layout.of(model, checkpoint.shapes)
     except AVError:
         return None
     if layout.missing or layout.misshapen:

@@ -49,7 +49,8 @@ def run(domain, count, out, source, tree, plain, making, push_to_hub, private):
         sample(folder, source, count, maker.seed, maker.restart)
     pipeline = Pipeline(maker, count, tree, plain)
     if push_to_hub and not making.dry_run:
-        from mergekit_av.export.hub import check_access, push
+        from mergekit_av.export.hub import push
+        from mergekit_av.hub.upload import check_access
 
         check_access(push_to_hub, repo_type="dataset")
     carry_out(maker, pipeline.estimates(), pipeline.make, making.dry_run)
