@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from mergekit_av.data.domain import Domain, built_in_domains, load_domain
 from mergekit_av.data.records import Record, load_records, require_splits
 from mergekit_av.errors import AVError, UsageError
 from mergekit_av.evaluation.measure.cache import Identity
+from mergekit_av.evaluation.measure.engine import EngineConfig
 from mergekit_av.models.chat import cut_notice
 from mergekit_av.models.decoding import Decoding
+from mergekit_av.models.load import default_device
 from mergekit_av.vectors.arithmetic import Rounding
 from mergekit_av.vectors.vector import AlignmentVector
 
@@ -54,23 +57,53 @@ class InputConfig:
     transfer: bool = False
     command: str | None = None
 
+    def engine(self, base: str, vectors: Mapping[str, AlignmentVector]) -> EngineConfig:
+        """Return the engine for a base, folder or Hub id, and vectors."""
+        return EngineConfig(
+            base,
+            _folders(vectors),
+            self.dtype,
+            self.device or default_device(),
+            self.rounding,
+            self.seed,
+            self.transfer,
+        )
+
+    def identity(
+        self, base: str, vectors: Mapping[str, AlignmentVector], dtype: torch.dtype
+    ) -> Identity:
+        """Return the identity of what an engine measures.
+
+        Args:
+            base: fingerprint.
+            dtype: that the model computes in.
+        """
+        return Identity.of(base, vectors, self.rounding, self.seed, dtype)
+
     def provenance(
-        self, base: str, vectors: Mapping[str, str], identity: Identity
+        self, base: str, vectors: Mapping[str, AlignmentVector], identity: Identity
     ) -> dict[str, Any]:
         """Return what a report says first of how it was measured.
 
         Args:
-            base: folder or Hub id of the base that is taken.
-            vectors: name → folder.
+            base: folder or Hub id.
         """
         return {
             "base": base,
             "base fingerprint": identity.base,
-            "vectors": dict(vectors),
+            "vectors": _folders(vectors),
             "transfer": self.transfer,
             "dtype": identity.dtype,
             "rounding": f"{self.rounding}, seed {self.seed}",
         }
+
+
+def _folders(vectors: Mapping[str, AlignmentVector]) -> dict[str, str]:
+    return {name: str(vector.folder) for name, vector in vectors.items()}
+
+
+def _folders(vectors: Mapping[str, AlignmentVector]) -> dict[str, str]:
+    return {name: str(vector.folder) for name, vector in vectors.items()}
 
 
 def open_vectors(avs: Sequence[str]) -> dict[str, AlignmentVector]:

@@ -133,7 +133,7 @@ class _Question:
 
 
 class Judge:
-    """A judge and its rubric.
+    """Label responses with a model and a rubric.
 
     The levels are shown as lettered options. Their order, their letters, and their wording, where the
     domain has paraphrases, are drawn for each response and repeat, so that a preference for a place or a

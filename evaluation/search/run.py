@@ -21,7 +21,7 @@ from mergekit_av.evaluation.inputs import (
     open_vectors,
     split_name,
 )
-from mergekit_av.evaluation.measure.cache import Cache, Identity
+from mergekit_av.evaluation.measure.cache import Cache
 from mergekit_av.evaluation.measure.engine import Engine, EngineConfig, load_chat_tokenizer
 from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
 from mergekit_av.evaluation.measure.workers import Workers
@@ -33,7 +33,7 @@ from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.io.fingerprint import fingerprint
 from mergekit_av.io.locks import locked
 from mergekit_av.models.default_base import base_or_default
-from mergekit_av.models.load import default_device, load_shape, own_dtype
+from mergekit_av.models.load import load_shape, own_dtype
 from mergekit_av.provenance import machine, versions
 from mergekit_av.vectors.vector import AlignmentVector
 
@@ -101,15 +101,7 @@ def run_search(
     base = base_or_default(config.base)
     # The vectors to compare with come last, and are at 0 unless they are measured themselves.
     loaded = vectors | joint
-    engine_config = EngineConfig(
-        str(resolve(base)),
-        _folders(loaded),
-        config.dtype,
-        config.device or default_device(),
-        config.rounding,
-        config.seed,
-        config.transfer,
-    )
+    engine_config = config.engine(str(resolve(base)), loaded)
     weights = Checkpoint(Path(engine_config.base))
     check_report(config.folder / f"{config.name}.md", HEADING)
     # To the end: another search would write the same files.
@@ -118,9 +110,7 @@ def run_search(
         Store(config.folder / EVALUATIONS) as store,
         locked(config.out / RECIPES) if config.every else contextlib.nullcontext(),
     ):
-        identity = Identity.of(
-            fingerprint(weights), loaded, config.rounding, config.seed, model.dtype
-        )
+        identity = config.identity(fingerprint(weights), loaded, model.dtype)
         cache = Cache(engine, identity, store)
         validation, test = _workloads(config, model, tokenizer, domains, wanted, records)
         scored = (*validation.scored, *test.scored)
@@ -128,7 +118,7 @@ def run_search(
         search = Search(cache, question, goals, strategy, validation, budget)
         nothing = SearchResult(
             {
-                **config.provenance(base, _folders(vectors), identity),
+                **config.provenance(base, vectors, identity),
                 **_provenance(config, question, scored, engine_config.device),
             },
             Ingredients(
@@ -246,10 +236,6 @@ def _provenance(
         "versions": versions(),
         "command": config.command or repr(config),
     }
-
-
-def _folders(vectors: Mapping[str, AlignmentVector]) -> dict[str, str]:
-    return {name: str(vector.folder) for name, vector in vectors.items()}
 
 
 def _best(nothing: SearchResult, search: Search) -> SearchResult:

@@ -18,8 +18,8 @@ from mergekit_av.evaluation.inputs import (
     log_left_out,
     open_vectors,
 )
-from mergekit_av.evaluation.measure.cache import Cache, Identity
-from mergekit_av.evaluation.measure.engine import Engine, EngineConfig, load_chat_tokenizer
+from mergekit_av.evaluation.measure.cache import Cache
+from mergekit_av.evaluation.measure.engine import Engine, load_chat_tokenizer
 from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
 from mergekit_av.evaluation.plotting import load_pyplot
 from mergekit_av.evaluation.tasks import Task, make_task
@@ -119,19 +119,14 @@ def run_sweep(
     if config.write_card:
         for name, vector in vectors.items():
             check_card(name, vector, calibrated, base_fingerprint)
-    folders = {name: str(vector.folder) for name, vector in vectors.items()}
     tokenizer = load_chat_tokenizer(base)
-    engine = EngineConfig(
-        base, folders, config.dtype, config.device, config.rounding, config.seed, config.transfer
-    ).load(tokenizer)
+    engine = config.engine(base, vectors).load(tokenizer)
     plans = _plan(config, engine, list(vectors), domains, records, calibrated)
     log_left_out(tokenizer, [task for plan in plans for task in plan.tasks])
-    identity = Identity.of(
-        base_fingerprint, vectors, config.rounding, config.seed, engine.model.dtype
-    )
+    identity = config.identity(base_fingerprint, vectors, engine.model.dtype)
     found = SweepResult(
         {
-            **config.provenance(base, folders, identity),
+            **config.provenance(base, vectors, identity),
             "decoding": str(config.decoding),
             "records": _counts(plans),
             "device": machine(str(engine.model.device)),
