@@ -54,7 +54,7 @@ class Fluency:
         )
 
     def holds(self, base: "Fluency") -> bool:
-        """Whether this is still language: within the limits of `damage`."""
+        """Return whether this is still language: within the limits of `damage`."""
         return self.damage(base) <= 1
 
 

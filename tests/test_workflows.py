@@ -97,13 +97,12 @@ def search_config(base: Path, vectors: dict[str, Path], folder: Path, **options)
         base=str(base),
         want={"medical": "expert"},
         data={name: str(file) for name, file in data.items()},
-        strategy="grid",
         span=(-1, 1),
         step=1,
         generate=0,
         out=folder / "mine.yml",
         runs=folder / "runs",
-        **options,
+        **{"strategy": "grid", **options},
     )
 
 
@@ -119,6 +118,8 @@ def test_a_search_is_a_call(base, vectors, tmp_path, capsys):
         run_search(config)
     with pytest.raises(UsageError, match="say what is wanted"):
         run_search(search_config(base, vectors, tmp_path, every=True))
+    with pytest.raises(UsageError, match="no strategy 'random': there are surface"):
+        run_search(search_config(base, vectors, tmp_path, strategy="random", overwrite=True))
 
 
 def test_a_search_that_an_error_ends_leaves_its_best_so_far(base, vectors, tmp_path, monkeypatch):

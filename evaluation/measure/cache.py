@@ -20,7 +20,7 @@ from .workers import Workers
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the numbers, beside the setting and the records.
+    """Identify what decides the numbers, beside the setting and the records.
 
     Attributes:
         base: fingerprint of the base.
@@ -77,7 +77,7 @@ class Cache:
         self.engine, self.identity, self.store = engine, identity, store
 
     def __contains__(self, request: Request) -> bool:
-        """Whether the reply to a request is in the store already."""
+        """Return whether the reply to a request is in the store already."""
         return self.identity.key(request) in self.store
 
     def seconds(self, request: Request) -> float:

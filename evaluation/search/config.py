@@ -1,4 +1,4 @@
-"""The configuration of a search, and what it comes to with the vectors at hand."""
+"""The configuration of a search."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mergekit_av.data.domain import Domain
-from mergekit_av.data.records import Record, require_splits
-from mergekit_av.errors import AVError
+from mergekit_av.data.records import require_splits
+from mergekit_av.errors import AVError, UsageError
 from mergekit_av.evaluation.inputs import (
     check_report,
     load_all_records,
@@ -26,7 +24,7 @@ from mergekit_av.evaluation.measure.engine import Engine, EngineConfig, load_cha
 from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
 from mergekit_av.evaluation.measure.workers import Workers
 from mergekit_av.evaluation.plotting import load_pyplot
-from mergekit_av.evaluation.tasks import Task, make_task
+from mergekit_av.evaluation.tasks import Task
 from mergekit_av.hub.source import resolve
 from mergekit_av.io.atomic import write_whole
 from mergekit_av.io.checkpoint import Checkpoint
@@ -49,7 +47,7 @@ from .result import SearchResult
 from .search import Search
 from .strategies import STRATEGIES
 from .summary import annotated_recipe, search_summary
-from .workload import Workload
+from .workload import make_workloads
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +92,8 @@ def run_search(
         tolerance=config.tolerance,
     )
     goals = combinations(question.levels) if config.every else [dict(config.want)]
+    if config.strategy not in STRATEGIES:
+        raise UsageError(f"no strategy {config.strategy!r}: there are {', '.join(STRATEGIES)}")
     strategy = STRATEGIES[config.strategy](question, goals)
     budget = config.settings(strategy.minimum, question.size)
     confirm(budget)
@@ -112,7 +112,7 @@ def run_search(
     ):
         identity = config.identity(fingerprint(weights), loaded, model.dtype)
         cache = Cache(engine, identity, store)
-        validation, test = _workloads(config, model, tokenizer, domains, wanted, records)
+        validation, test = make_workloads(config, model, tokenizer, domains, wanted, records)
         scored = (*validation.scored, *test.scored)
         log_left_out(tokenizer, scored)
         search = Search(cache, question, goals, strategy, validation, budget)
@@ -187,37 +187,6 @@ def _engine(
         return
     with Workers(config, workers) as processes:
         yield processes, load_shape(config.base, config.dtype), tokenizer
-
-
-def _workloads(
-    config: SearchConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    domains: Sequence[Domain],
-    wanted: Sequence[Domain],
-    records: Mapping[str, Sequence[Record]],
-) -> tuple[Workload, Workload]:
-    """Return what is measured on validation records, and on test records."""
-    decoding = config.decoding
-
-    def tasks(some: Sequence[Domain], split: str, **options: int | None) -> tuple[Task, ...]:
-        return tuple(
-            make_task(model, tokenizer, domain, records[domain.name], split, **options)
-            for domain in some
-        )
-
-    def workload(scored: Sequence[Domain], split: str, guard: bool) -> Workload:
-        answers = {"limit": config.generate, "new_tokens": decoding.max_new_tokens}
-        return Workload(
-            tasks(scored, split, limit=config.max_records),
-            tasks(wanted, split, **answers) if guard else (),
-            decoding,
-        )
-
-    guard = bool(config.generate)
-    # Without a limit to the damage, only what is found is looked at.
-    limited = guard and config.tolerance < math.inf
-    return workload(wanted, "validation", limited), workload(domains, "test", guard)
 
 
 def _provenance(

@@ -1,4 +1,4 @@
-"""The search: settings are measured as a strategy chooses them, until it has no more to ask."""
+"""The search: it measures settings as a strategy chooses them, until it has no more to ask."""
 
 from collections.abc import Sequence
 
@@ -88,7 +88,7 @@ class Search:
             bar.update(left[point] == 0)
 
     def _is_whole(self, point: Point) -> bool:
-        """Whether all that is to be known of a setting is in the store."""
+        """Return whether all that is to be known of a setting is in the store."""
         return all(request in self.cache for request in [*self._requests(point), *self._base()])
 
     def _base(self) -> list[Request]:

@@ -1,4 +1,4 @@
-"""What a search found in lines of plain text: for a terminal, and as comments of a recipe."""
+"""The summary of a search in plain text, for a terminal or as comments of a recipe."""
 
 from mergekit_av.evaluation.rendering import accuracy_table, figure
 from mergekit_av.text.tables import aligned

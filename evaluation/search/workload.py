@@ -1,13 +1,20 @@
-"""What is measured at each setting of a search."""
+"""The workload of a search: what it measures at each setting."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mergekit_av.data.domain import Domain
+from mergekit_av.data.records import Record
 from mergekit_av.evaluation.fluency import Fluency, fluency
 from mergekit_av.evaluation.measure.cache import Cache
 from mergekit_av.evaluation.measure.requests import Generate, Request, Score
-from mergekit_av.evaluation.tasks import Task
+from mergekit_av.evaluation.tasks import Task, make_task
 from mergekit_av.models.decoding import Decoding
+
+from .config import SearchConfig
 
 
 @dataclass(frozen=True)
@@ -44,3 +51,43 @@ class Workload:
             )
             for task in self.queries
         ]
+
+
+def make_workloads(
+    config: SearchConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    domains: Sequence[Domain],
+    wanted: Sequence[Domain],
+    records: Mapping[str, Sequence[Record]],
+) -> tuple[Workload, Workload]:
+    """Choose what is measured on validation records, and on test records.
+
+    Args:
+        domains: to score.
+        wanted: those of them that goals are about.
+        records: domain → all that there are.
+
+    Raises:
+        AVError: no record of a domain fits the model's context.
+    """
+    decoding = config.decoding
+
+    def tasks(some: Sequence[Domain], split: str, **options: int | None) -> tuple[Task, ...]:
+        return tuple(
+            make_task(model, tokenizer, domain, records[domain.name], split, **options)
+            for domain in some
+        )
+
+    def workload(scored: Sequence[Domain], split: str, guard: bool) -> Workload:
+        answers = {"limit": config.generate, "new_tokens": decoding.max_new_tokens}
+        return Workload(
+            tasks(scored, split, limit=config.max_records),
+            tasks(wanted, split, **answers) if guard else (),
+            decoding,
+        )
+
+    guard = bool(config.generate)
+    # Without a limit to the damage, only what is found is looked at.
+    limited = guard and config.tolerance < math.inf
+    return workload(wanted, "validation", limited), workload(domains, "test", guard)

@@ -52,7 +52,7 @@ class Sweep:
         return calibrate(self.points, self.vector, self.domain, self.usable_range)
 
     def usable(self, value: float) -> bool | None:
-        """Whether λ lies in the usable range; None where it was not measured."""
+        """Return whether λ lies in the usable range; None where it was not measured."""
         if self.usable_range is None:
             return None
         low, high = self.usable_range

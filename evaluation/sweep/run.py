@@ -4,14 +4,11 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mergekit_av.data.domain import Domain, built_in_domains, load_domain
-from mergekit_av.data.records import Record
 from mergekit_av.errors import AVError
 from mergekit_av.evaluation.inputs import (
-    InputConfig,
     check_report,
     load_all_records,
     load_domains,
@@ -19,10 +16,9 @@ from mergekit_av.evaluation.inputs import (
     open_vectors,
 )
 from mergekit_av.evaluation.measure.cache import Cache
-from mergekit_av.evaluation.measure.engine import Engine, load_chat_tokenizer
+from mergekit_av.evaluation.measure.engine import load_chat_tokenizer
 from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
 from mergekit_av.evaluation.plotting import load_pyplot
-from mergekit_av.evaluation.tasks import Task, make_task
 from mergekit_av.hub.source import resolve
 from mergekit_av.io.atomic import write_whole
 from mergekit_av.io.checkpoint import Checkpoint
@@ -32,7 +28,9 @@ from mergekit_av.models.default_base import base_or_default
 from mergekit_av.provenance import machine, versions
 
 from .cards import check_card, write_card
+from .config import SweepConfig
 from .export import sweep_csv, sweep_json
+from .plan import Plan, count_records, make_plans
 from .plot import plot_sweep
 from .prompting import baseline
 from .report import HEADING, REPORT, sweep_markdown
@@ -41,42 +39,6 @@ from .summary import sweep_summary
 from .sweep import sweep
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig(InputConfig):
-    """Configure `run_sweep`.
-
-    Attributes:
-        lambdas: λ of each vector; 0 is always among them.
-        prompting: whether asking in words is measured as well.
-        out: folder of the report and the evaluations.
-        write_card: whether each level's λ is stored in the vectors' folders.
-    """
-
-    out: Path
-    lambdas: Sequence[float] = tuple(tenths / 10 for tenths in range(-15, 16))
-    generate: int = 8
-    dtype: str = "float32"
-    prompting: bool = True
-    write_card: bool = False
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The measurements of one vector.
-
-    Attributes:
-        own: the test records of the domain that has the vector's name; None where it is not scored.
-        tasks: what is scored at each λ: the test records of every domain, and its own validation
-            records.
-        queries: to answer at each λ; None for none.
-    """
-
-    vector: str
-    own: Task | None
-    tasks: list[Task]
-    queries: Task | None
 
 
 def run_sweep(
@@ -121,14 +83,14 @@ def run_sweep(
             check_card(name, vector, calibrated, base_fingerprint)
     tokenizer = load_chat_tokenizer(base)
     engine = config.engine(base, vectors).load(tokenizer)
-    plans = _plan(config, engine, list(vectors), domains, records, calibrated)
+    plans = make_plans(config, engine, list(vectors), domains, records, calibrated)
     log_left_out(tokenizer, [task for plan in plans for task in plan.tasks])
     identity = config.identity(base_fingerprint, vectors, engine.model.dtype)
     found = SweepResult(
         {
             **config.provenance(base, vectors, identity),
             "decoding": str(config.decoding),
-            "records": _counts(plans),
+            "records": count_records(plans),
             "device": machine(str(engine.model.device)),
             "versions": versions(),
             "command": config.command or repr(config),
@@ -145,7 +107,7 @@ def run_sweep(
         except (KeyboardInterrupt, AVError):
             _keep(found, config.out, len(lambdas) * len(plans))
             raise
-        write_report(found, config.out)
+        write_results(found, config.out)
         own = _with_own_records(domains, config.data)
         for done, plan in zip(found.sweeps, plans, strict=True):
             show(sweep_summary(done))
@@ -157,7 +119,7 @@ def run_sweep(
     return found
 
 
-def write_report(found: SweepResult, folder: Path) -> None:
+def write_results(found: SweepResult, folder: Path) -> None:
     """Write sweep.csv, sweep.json, report.md and a figure (PNG and SVG) to a folder.
 
     Raises:
@@ -170,55 +132,10 @@ def write_report(found: SweepResult, folder: Path) -> None:
     write_whole(folder / REPORT, sweep_markdown(found))
 
 
-def _plan(
-    config: SweepConfig,
-    engine: Engine,
-    vectors: Sequence[str],
-    domains: Sequence[Domain],
-    records: Mapping[str, Sequence[Record]],
-    calibrated: set[str],
-) -> list[_Plan]:
-    def task(domain: Domain, split: str, limit: int | None, new_tokens: int = 0) -> Task:
-        return make_task(
-            engine.model,
-            engine.tokenizer,
-            domain,
-            records[domain.name],
-            split,
-            limit=limit,
-            new_tokens=new_tokens,
-        )
-
-    tests = {domain.name: task(domain, "test", config.max_records) for domain in domains}
-    plans = []
-    for name in vectors:
-        own, tasks, queries = tests.get(name), list(tests.values()), None
-        domain = own.domain if own else domains[0]
-        if name in calibrated:
-            tasks.append(task(domain, "validation", config.max_records))
-        if config.generate:
-            queries = task(domain, "test", config.generate, config.decoding.max_new_tokens)
-        plans.append(_Plan(name, own, tasks, queries))
-    return plans
-
-
-def _counts(plans: Sequence[_Plan]) -> dict[str, str]:
-    """Return how many records each task scores, for the report."""
-    counts = {}
-    for task in (task for plan in plans for task in plan.tasks):
-        reasons = [(task.too_long, "longer than the context"), (task.equal, "of equal responses")]
-        left_out = ", ".join(f"{len(ids)} {why}" for ids, why in reasons if ids)
-        count = str(len(task.records))
-        counts[f"{task.name} {task.split}"] = (
-            f"{count} ({left_out} left out)" if left_out else count
-        )
-    return counts
-
-
 def _measure(
     found: SweepResult,
     cache: Cache,
-    plans: Sequence[_Plan],
+    plans: Sequence[Plan],
     lambdas: Sequence[float],
     config: SweepConfig,
 ) -> None:
@@ -245,7 +162,7 @@ def _keep(found: SweepResult, out: Path, points: int) -> None:
     kept = f"What was measured is kept in {out}"
     if done:
         with contextlib.suppress(AVError):  # a full disk is what may have stopped it
-            write_report(found, out)
+            write_results(found, out)
             kept += f", and the report so far is {out / REPORT}"
     log.warning(
         "Stopped after %d of %d points. %s; the same command goes on from there",
