@@ -58,7 +58,7 @@ def lora_card(
 
 
 def is_of_vector(card: Path) -> bool:
-    """Whether a file is the card of an adapter that was made of an alignment vector."""
+    """Return whether a file is the card of an adapter that was made of an alignment vector."""
     with contextlib.suppress(Exception):  # PyYAML lets through what its constructors raise
         tags = ModelCard(card.read_text("utf-8"), ignore_metadata_errors=True).data.tags
         return {"lora", *TAGS} <= set(tags or [])

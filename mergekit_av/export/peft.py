@@ -21,17 +21,17 @@ from mergekit_av.io.atomic import Kind, check_vacant, entries, whole_folder
 from mergekit_av.io.checkpoint import blocks_of
 from mergekit_av.io.writer import CheckpointWriter
 from mergekit_av.models.layout import Layout
-from mergekit_av.models.load import default_device, load_shape
+from mergekit_av.models.load import default_device
 from mergekit_av.text.card import Kept, with_kept
 from mergekit_av.vectors.license import license_of
 from mergekit_av.vectors.low_rank import low_rank
 from mergekit_av.vectors.writing import VECTOR_DTYPES
 
 from .card import is_of_vector, lora_card
+from .loss import RANKS, LoraExport, _kept_at, _parts
 
 if TYPE_CHECKING:
     from mergekit_av.vectors.vector import AlignmentVector
-from .loss import RANKS, LoraExport, _kept_at, _parts
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 # PEFT writes adapters of the same three files: only the card tells ours.
@@ -82,7 +82,7 @@ def export_lora(
     if dtype not in VECTOR_DTYPES:
         raise AVError(f"an adapter's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
     check_vacant(Path(out), overwrite, ADAPTER)
-    model = load_shape(vector.folder)
+    model = vector.shape_of_base()
     layout = vector.layout(model)
     weights = _Deltas(vector, layout)
     vector.check()
@@ -136,7 +136,8 @@ def export_lora(
 
 
 def carried_layers(model: torch.nn.Module, layout: Layout) -> list[str]:
-    """The names of the layers that an adapter carries: the linear ones that PEFT computes as such.
+    """Return the names of the layers that an adapter carries: the linear ones that PEFT computes as
+    such.
 
     Not the output layer; not the projections in a state space whose kernels read the weight past the
     layer; and not those that are called like an expert's, where transformers keeps the experts in one
@@ -162,7 +163,8 @@ def carried_layers(model: torch.nn.Module, layout: Layout) -> list[str]:
 
 
 def _returns_product(layer: torch.nn.Module) -> bool:
-    """Whether a layer returns nothing but a tensor; a router, which may be a linear layer, returns more."""
+    """Return whether a layer returns nothing but a tensor; a router, which may be a linear layer,
+    returns more."""
     rows = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
     try:
         found = layer(torch.empty(1, 1, rows, dtype=layer.weight.dtype, device=layer.weight.device))
@@ -177,13 +179,13 @@ def _in_state_space(model: torch.nn.Module, layer: str) -> bool:
 
 
 def _target_modules(model: torch.nn.Module, layers: Sequence[str]) -> list[str]:
-    """The layers as PEFT is told of them: by their last names, or whole where others are called so."""
+    """Return the layers as PEFT is told of them: by their last names, or whole where others are
+    called so."""
     last = {layer.rpartition(".")[2] for layer in layers}
     others = {name for name, _ in model.named_modules()} - set(layers)
     shared = {name.rpartition(".")[2] for name in others} & last
-    return sorted({x for x in last if x not in shared} | {
-        layer for layer in layers if layer.rpartition(".")[2] in shared
-    })  # fmt: skip
+    whole = [layer for layer in layers if layer.rpartition(".")[2] in shared]
+    return sorted({*(last - shared), *whole})
 
 
 def _device(name: str | None) -> torch.device:
@@ -212,7 +214,7 @@ class _Deltas:
 def _shapes(
     shapes: Mapping[str, tuple[int, int]], transposed: Collection[str], rank: int, dtype: str
 ) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
-    """What the adapter's file holds, by PEFT's names: A and B of one layer after another."""
+    """Return what the adapter's file holds, by PEFT's names: A and B of one layer after another."""
     found = {}
     for layer, shape in shapes.items():
         rows, columns = reversed(shape) if layer in transposed else shape

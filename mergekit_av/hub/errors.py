@@ -72,7 +72,7 @@ def reason(error: BaseException) -> str:
 
 
 def _status(error) -> str:
-    """What an HTTP status means for the user."""
+    """Return what an HTTP status means for the user."""
     status, said = error.response.status_code, _short(error.server_message or "")
     said = f" ({said})" if said else ""
     if status == 401:

@@ -18,7 +18,7 @@ OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 def resolve(
     source: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
 ) -> Path:
-    """The folder of a model or an alignment vector: itself, or the Hub repository's snapshot.
+    """Resolve what names a model or an alignment vector to a folder: itself, or a snapshot of the Hub.
 
     Args:
         source: a folder, or a Hub id, with `@revision` where one is meant.
@@ -45,11 +45,11 @@ def resolve(
 
 
 def revision_of(folder: Path) -> str | None:
-    """The commit of which a folder is the snapshot; None for any other folder."""
+    """Return the commit of which a folder is the snapshot; None for any other folder."""
     return folder.name if folder.parent.name == SNAPSHOTS else None
 
 
 def hub_name(name: str) -> str | None:
-    """The name where it is a Hub id; None where it can only be a folder, or is one here."""
+    """Return the name where it is a Hub id; None where it can only be a folder, or is one here."""
     is_id = OWNER_AND_NAME.fullmatch(name) and not Path(name).is_dir()
     return name if is_id else None

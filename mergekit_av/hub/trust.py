@@ -21,28 +21,83 @@ EXPERTS = re.compile(r"eager|batched_mm|grouped_mm")
 IMPLEMENTATIONS = {"attn_implementation": ATTENTION, "experts_implementation": EXPERTS}
 # What names code, or files that say something else than the one that is looked at.
 OF_CODE = (
-    "auto_map", "configuration_files", "custom_generate", "custom_pipelines", "trust_remote_code",
-    "use_kernels", "kernel_config", "kernel_mapping",
-)  # fmt: skip
+    "auto_map",
+    "configuration_files",
+    "custom_generate",
+    "custom_pipelines",
+    "trust_remote_code",
+    "use_kernels",
+    "kernel_config",
+    "kernel_mapping",
+)
 # Methods of quantisation whose code is in a package that the user has installed.
 QUANTISATIONS = (
-    "awq", "bitsandbytes", "compressed-tensors", "gptq", "hqq", "quanto", "torchao",
-)  # fmt: skip
+    "awq",
+    "bitsandbytes",
+    "compressed-tensors",
+    "gptq",
+    "hqq",
+    "quanto",
+    "torchao",
+)
 # PEFT's adapters that are nothing but weights which can be merged with their base's.
 ADAPTERS = (
-    "LORA", "ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HRA", "IA3", "LN_TUNING",
-    "LOHA", "LOKR", "MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA",
+    "LORA",
+    "ADALORA",
+    "BOFT",
+    "C3A",
+    "DELORA",
+    "FOURIERFT",
+    "GRALORA",
+    "HRA",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "MISS",
+    "OFT",
+    "RANDLORA",
+    "ROAD",
+    "SHIRA",
+    "TRAINABLE_TOKENS",
+    "VBLORA",
+    "VERA",
     "WAVEFT",
-)  # fmt: skip
+)
 # Endings under which pickles are known, for the message; what may lie in a folder is HARMLESS.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Beside names without an ending, such as LICENSE or .gitattributes. The last line is what
 # `hf download`, git, and a command of ours that was killed leave.
 HARMLESS = {
-    ".csv", ".gguf", ".gif", ".jinja", ".jpeg", ".jpg", ".json", ".jsonl", ".log", ".md", ".pdf",
-    ".png", ".safetensors", ".svg", ".tsv", ".txt", ".webp", ".yaml", ".yml",
-    ".idx", ".incomplete", ".lock", ".metadata", ".pack", ".rev", ".sample", ".tag", ".tmp",
-}  # fmt: skip
+    ".csv",
+    ".gguf",
+    ".gif",
+    ".jinja",
+    ".jpeg",
+    ".jpg",
+    ".json",
+    ".jsonl",
+    ".log",
+    ".md",
+    ".pdf",
+    ".png",
+    ".safetensors",
+    ".svg",
+    ".tsv",
+    ".txt",
+    ".webp",
+    ".yaml",
+    ".yml",
+    ".idx",
+    ".incomplete",
+    ".lock",
+    ".metadata",
+    ".pack",
+    ".rev",
+    ".sample",
+    ".tag",
+    ".tmp",
+}
 # Of sentencepiece; any other .model may be a pickle.
 SENTENCEPIECE = "tokenizer.model"
 SNAPSHOTS = "snapshots"
@@ -75,7 +130,7 @@ def refuse_code(config: Mapping[str, Any], where: Path, known: bool = False) -> 
 
 
 def asks_for_flash(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration that `refuse_code` lets pass asks for flash attention."""
+    """Return whether a configuration that `refuse_code` lets pass asks for flash attention."""
     return any(
         FLASH.fullmatch(name)
         for key, value in every(config)
@@ -85,7 +140,7 @@ def asks_for_flash(config: Mapping[str, Any]) -> bool:
 
 
 def _names(value: Any) -> list[str]:
-    """The implementations that a configuration names: one, or one for each of its parts."""
+    """Return the implementations that a configuration names: one, or one for each of its parts."""
     parts = [value, *(part for _, part in every(value))]
     return [str(part) for part in parts if not isinstance(part, bool | dict | list | None)]
 
@@ -126,7 +181,8 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 def _in_repository(folder: Path) -> list[str]:
-    """All files of the Hub repository that a folder is a snapshot of, where its list is cached."""
+    """Return all files of the Hub repository that a folder is a snapshot of, where its list is
+    cached."""
     if folder.parent.name != SNAPSHOTS:
         return []
     from huggingface_hub import get_cached_repo_tree

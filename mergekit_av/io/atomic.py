@@ -43,7 +43,7 @@ class Kind:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, without what killed processes left of us, by name."""
+    """Return what is in a folder, without what killed processes left of us, by name."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -254,7 +254,8 @@ def write_whole(path: Path, content: str | bytes, overwrite: bool = True) -> Non
 
 
 def _is_no_file(path: Path) -> bool:
-    """Whether something is there that is neither a file nor a folder, or only looks like one."""
+    """Return whether something is there that is neither a file nor a folder, or only looks like
+    one."""
     if _descriptor(path) is not None:
         return True
     try:
@@ -265,7 +266,7 @@ def _is_no_file(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> re.Match | None:
-    """The match of DESCRIPTOR where a path, or a link that it leads over, is one."""
+    """Return the match of DESCRIPTOR where a path, or a link that it leads over, is one."""
     step = os.path.abspath(path)
     for _ in range(40):  # as many links as Linux follows
         parent = os.path.realpath(os.path.dirname(step))
@@ -291,7 +292,8 @@ def _temporary(path: Path) -> Path:
 
 
 def _temporary_file(path: Path) -> BinaryIO:
-    """A new file beside `path`, locked as long as it is open, which tells that it is not abandoned."""
+    """Return a new file beside `path`, locked as long as it is open, which tells that it is not
+    abandoned."""
     while True:
         file = open(_temporary(path), "xb")  # noqa: SIM115
         try_lock(file.fileno(), wait=True)

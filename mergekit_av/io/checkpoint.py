@@ -23,10 +23,19 @@ SINGLE, INDEX = SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE
 # are made of blocks, so another size would not know the vectors there are.
 BLOCK = 1 << 20
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -134,7 +143,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return [*self.files, *([index] if index.is_file() else [])]
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor, on the CPU."""
+        """Return the whole tensor, on the CPU."""
         with _opened(self[name].file) as tensors:
             return tensors.get_tensor(name)
 
@@ -148,7 +157,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return tensors
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The tensor's values in order, flat, in pieces of whole rows of about `BLOCK` elements.
+        """Yield the tensor's values in order, flat, in pieces of whole rows of about `BLOCK`
+        elements.
 
         Where the pieces begin depends on the shape alone. They are read, not mapped: memory stays at
         one block, and a block takes a quarter of the time that its pages would.
@@ -164,14 +174,15 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
 
 def blocks_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor in memory, flat and in the pieces of `Checkpoint.blocks`; on the tensor's device."""
+    """Yield a tensor in memory, flat and in the pieces of `Checkpoint.blocks`; on the tensor's
+    device."""
     for rows, _ in _pieces(tuple(tensor.shape)):
         yield tensor[rows].reshape(-1)
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice | EllipsisType, int]]:
-    """The rows of one block after another, and how many values they have; all of a tensor that is no
-    larger than a block."""
+    """Yield the rows of one block after another, and how many values they have; all of a tensor
+    that is no larger than a block."""
     numel = math.prod(shape)
     if not shape or numel <= BLOCK:
         yield ..., numel
@@ -184,7 +195,7 @@ def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice | EllipsisType, int]
 
 
 def _offsets(file: Path) -> dict[str, int]:
-    """Name → where its values begin in a safetensors file."""
+    """Return where the values of each tensor begin in a safetensors file, in bytes."""
     with _opened(file), open(file, "rb") as content:  # safetensors checks the header
         length = int.from_bytes(content.read(8), "little")
         header = json.loads(content.read(length))
@@ -202,7 +213,7 @@ def _opened(file: Path):
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite."""
+    """Return whether no value is NaN or infinite."""
     if not values.dtype.is_floating_point or not values.numel():
         return True
     if values.dtype.itemsize == 1:  # torch does not compare float8

@@ -53,7 +53,7 @@ def combined_fingerprint(shapes: Mapping[str, tuple[int, ...]], digests: Mapping
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """32 hexadecimal digits over names, shapes and values widened to float32.
+    """Return 32 hexadecimal digits over names, shapes and values widened to float32.
 
     Remembered within the process for as long as the files do not change.
     """
@@ -61,7 +61,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def non_finite(checkpoint: Checkpoint) -> list[str]:
-    """The names of the tensors with NaN or infinite values; remembered like the fingerprint."""
+    """Return the names of the tensors with NaN or infinite values; remembered like the fingerprint."""
     return _scan(checkpoint.folder, _state(checkpoint.files))[1]
 
 
@@ -72,7 +72,7 @@ def _state(files: Iterable[Path]) -> tuple:
 
 @lru_cache(maxsize=64)
 def _scan(folder: Path, _state: tuple) -> tuple[str, list[str]]:
-    """What one reading of all values tells: the fingerprint, and where they are not finite."""
+    """Return what one reading of all values tells: the fingerprint, and where they are not finite."""
     checkpoint = Checkpoint(folder)
 
     def read(name: str) -> tuple[str, bool]:

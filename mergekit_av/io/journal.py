@@ -83,7 +83,8 @@ class Journal:
 
 
 def read_journal(file: str | os.PathLike) -> list[dict[str, Any]]:
-    """The whole lines of a journal that somebody else may be writing; none where there is no file.
+    """Return the whole lines of a journal that somebody else may be writing; none where there is no
+    file.
 
     Raises:
         AVError: it cannot be read, or a line is no JSON object.
@@ -98,7 +99,7 @@ def read_journal(file: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _parse(file: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines, and how many bytes they have."""
+    """Return the whole lines, and how many bytes they have."""
     whole = content.rfind(b"\n") + 1
     entries = []
     for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):

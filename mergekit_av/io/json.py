@@ -7,7 +7,11 @@ from mergekit_av.errors import AVError
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file, or one line that says why not."""
+    """Read a JSON object from a file.
+
+    Raises:
+        AVError: the file is not there or cannot be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text("utf-8"), parse_int=_read_int)
     except FileNotFoundError:
@@ -20,7 +24,7 @@ def read_json(path: Path) -> dict:
 
 
 def _read_int(digits: str) -> int:
-    """A whole number that a float can hold as well, for all that numbers are used for."""
+    """Return a whole number that a float can hold as well, for all that numbers are used for."""
     number = int(digits)
     float(number)
     return number

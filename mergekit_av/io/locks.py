@@ -106,7 +106,7 @@ def try_lock(descriptor: int, wait: bool = False) -> bool | None:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one that has this name."""
+    """Return whether an open file is still the one that has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -114,12 +114,12 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def _files(place: Path) -> list[Path]:
-    """Where the lock may be: beside; or, where nobody may write there, inside."""
+    """Return where the lock may be: beside; or, where nobody may write there, inside."""
     return [place.with_name(f".{place.name}{LOCK}"), place / LOCK]
 
 
 def _acquire(place: Path, wait: bool, made: list[Path]) -> int | None:
-    """The descriptor of the lock; None where there are no locks.
+    """Return the descriptor of the lock; None where there are no locks.
 
     Args:
         made: gets the folders that are made for it, the innermost first.
@@ -182,7 +182,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _forget() -> None:
-    """A forked child holds nothing: it must neither keep a lock alive nor give it back."""
+    """Forget all locks in a forked child: it must neither keep a lock alive nor give it back."""
     for held in _held.values():
         if held.descriptor is not None:
             os.close(held.descriptor)

@@ -48,7 +48,7 @@ class CheckpointWriter:
         self._left: list[str] = []
 
     def names(self) -> Iterator[str]:
-        """The tensors in the order in which their blocks must be given to `write`."""
+        """Yield the tensors in the order in which their blocks must be given to `write`."""
         for filename, names in self._files:
             # Unbuffered: a buffer would try to write what failed once more when it is closed.
             with open(self._folder / filename, "wb", buffering=0) as self._file:

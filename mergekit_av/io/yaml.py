@@ -47,7 +47,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file says.
+    """Read a YAML file.
 
     Raises:
         AVError: it is no YAML, or stands for more than a file should.
@@ -77,5 +77,5 @@ def refuse_unfolding(content: Any, where: object) -> None:
 
 
 def is_text(text: str) -> bool:
-    """Whether a file or a path can hold a text: it has no NUL and no half characters."""
+    """Return whether a file or a path can hold a text: it has no NUL and no half characters."""
     return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)

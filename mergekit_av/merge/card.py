@@ -61,11 +61,12 @@ class Recipe:
         return _entries(self.content)
 
     def models(self) -> list[str]:
-        """All that is merged, the base first."""
+        """Return all that is merged, the base first."""
         return list(dict.fromkeys([self.base, *(entry["model"] for entry in self.entries())]))
 
     def published(self) -> "Recipe":
-        """The same with folders by their last name: what else is in a path is nobody's business."""
+        """Return the same with folders by their last name: what else is in a path is nobody's
+        business."""
         content = _without_paths(self.content)
         if content == self.content:
             return self
@@ -76,7 +77,7 @@ class Recipe:
 
 
 def read_recipe(folder: Path) -> Recipe | None:
-    """The recipe in a checkpoint's folder; None where alignment vectors had no part in it."""
+    """Return the recipe in a checkpoint's folder; None where alignment vectors had no part in it."""
     try:
         return _parse((folder / RECIPE).read_text("utf-8"))
     except AVError:

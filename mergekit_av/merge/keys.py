@@ -63,7 +63,7 @@ def _fields(types: list[Any]) -> dict[str, Any]:
 
 
 def _alternatives(*types: Any) -> Iterator[Any]:
-    """The types with each union taken apart."""
+    """Yield the types with each union taken apart."""
     for part in types:
         if get_origin(part) in (Union, UnionType):
             yield from _alternatives(*get_args(part))
@@ -72,7 +72,7 @@ def _alternatives(*types: Any) -> Iterator[Any]:
 
 
 def _unknown(key: Any, fields: Mapping[str, Any], owner: str, place: str) -> str:
-    """What is wrong with a key, and where it belongs or what may have been meant."""
+    """Return what is wrong with a key, and where it belongs or what may have been meant."""
     subject = f"`{key}` in `{place}`" if place else f"`{key}`"
     meant = {field: field for field in fields}
     if "parameters" in fields:

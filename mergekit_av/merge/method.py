@@ -29,7 +29,9 @@ from mergekit_av.vectors.arithmetic import Rounding, add_vectors
 from mergekit_av.vectors.card import PAPER
 from mergekit_av.vectors.vector import AlignmentVector
 
-from .architecture import check_planned, install
+from .architecture import check_planned
+from .loader import folder_of_vector, read_through
+from .planning import install
 from .recipe import METHOD, read_coefficient
 
 Coefficient = Annotated[float | None, BeforeValidator(read_coefficient)]
@@ -66,7 +68,7 @@ class AlignmentVectorMerge(GroupMergeMethod):
         *,
         group_name: str | None = None,
     ) -> None:
-        """Called by mergekit while it plans, before anything is written.
+        """Check the inputs. mergekit calls this while it plans, before anything is written.
 
         Raises:
             AVError: an input is no alignment vector, is damaged, or does not fit the base.
@@ -77,9 +79,9 @@ class AlignmentVectorMerge(GroupMergeMethod):
             return
         check_planned(base_id, base)
         for input_id in input_ids:
-            folder = _folder(input_id)
-            if folder is not None and input_id != base_id:
-                _open_checked(folder, base)
+            if isinstance(input_id, ModelReference) and input_id != base_id:
+                vector = _open_checked(folder_of_vector(input_id), base)
+                read_through(input_id, vector.delta)
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
         name = group.metadata.name or ""
@@ -115,7 +117,8 @@ def _coefficient(vector: Hashable, parameters: dict[str, Any]) -> float:
 
 
 def _first_names(base: Hashable) -> dict[str, str]:
-    """The second copies of tied weights that a base stores → the copy that a model reads first."""
+    """Return the second copies of tied weights that a base stores → the copy that a model reads
+    first."""
     folder = _folder(base)
     return {} if folder is None else _copies(folder, _state(folder))
 
@@ -131,7 +134,7 @@ def _copies(folder: Path, _state: tuple) -> dict[str, str]:
 
 
 def _folder(reference: Hashable) -> Path | None:
-    """Where mergekit reads an input from; None for tensors that come from no folder."""
+    """Return where mergekit reads an input from; None for tensors that come from no folder."""
     if not isinstance(reference, ModelReference):
         return None
     return Path(LoaderCache().get(reference).index.base_path)
@@ -153,7 +156,7 @@ def _state(*folders: Path) -> tuple:
 
 @lru_cache
 def _files(folder: Path, _changed: int) -> list[str]:
-    """What decides what a folder holds; listed again when a file comes or goes."""
+    """Return what decides what a folder holds; listed again when a file comes or goes."""
     return sorted(
         entry.path for entry in os.scandir(folder) if entry.name.endswith((".safetensors", ".json"))
     )

@@ -185,5 +185,5 @@ def _check_shared(scopes: list[Mapping], config: "MergeConfiguration") -> None:
 
 
 def _setting(scopes: list[Mapping], name: str, default: Any) -> Any:
-    """What holds of a parameter: the innermost scope that has it."""
+    """Return what holds of a parameter: the innermost scope that has it."""
     return next((scope[name] for scope in scopes if name in scope), default)

@@ -95,12 +95,13 @@ def generation_prompt(
 def left_out(
     tokenizer: "PreTrainedTokenizerBase", prompt: str | Sequence[Message], kept: Sequence[int]
 ) -> str:
-    """The end of a whole prompt that is missing in `kept`, its beginning as of `encode`; often ""."""
+    """Return the end of a whole prompt that is missing in `kept`, its beginning as of `encode`;
+    often ""."""
     return tokenizer.decode(generation_prompt(tokenizer, prompt)[len(kept) :])
 
 
 def cut_notice(tokenizer: "PreTrainedTokenizerBase", records: Iterable[Record]) -> str | None:
-    """Where responses stand behind less than their whole prompts: a sentence that says so."""
+    """Return where responses stand behind less than their whole prompts: a sentence that says so."""
     records = list(records)
     ends = []
     for record in records:
@@ -110,7 +111,7 @@ def cut_notice(tokenizer: "PreTrainedTokenizerBase", records: Iterable[Record]) 
 
 
 def cut_sentence(ends: Sequence[str]) -> str | None:
-    """The same, from what is left out of each prompt."""
+    """Return the same, from what is left out of each prompt."""
     cut = [end for end in ends if end]
     if not cut:
         return None

@@ -26,7 +26,7 @@ FINGERPRINT = "4ac738d862b74c0db3e7f54cd83c6b3d"
 
 
 def base_or_default(base: str | None) -> str:
-    """The base a user named, or the default one, fetched if it is not there yet."""
+    """Return the base a user named, or the default one, fetched if it is not there yet."""
     return base if base else str(fetch_default_base())
 
 

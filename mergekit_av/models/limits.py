@@ -18,9 +18,22 @@ Result = TypeVar("Result")
 # Of layers, experts, heads that a configuration may ask for; which part of a key says that it does.
 COUNT = 100_000
 COUNTED = {
-    "block", "blocks", "channels", "codebooks", "depth", "expert", "experts", "groups", "head", "heads",
-    "labels", "layer", "layers", "loops", "stages",
-}  # fmt: skip
+    "block",
+    "blocks",
+    "channels",
+    "codebooks",
+    "depth",
+    "expert",
+    "experts",
+    "groups",
+    "head",
+    "heads",
+    "labels",
+    "layer",
+    "layers",
+    "loops",
+    "stages",
+}
 
 
 class _TimeIsUp(BaseException):
@@ -28,7 +41,7 @@ class _TimeIsUp(BaseException):
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result | None:
-    """What `work` returns.
+    """Run `work` for a limited time, and return what it returns.
 
     It runs in a thread of its own, since only the main thread could have a timer.
 

@@ -27,7 +27,8 @@ VALUES_PER_BYTE, VALUES = 4, 1 << 28
 
 
 def check_config(file: Path, known: bool = True) -> dict:
-    """The content of a config.json, or of another file with settings, before transformers reads it.
+    """Return the content of a config.json, or of another file with settings, before transformers
+    reads it.
 
     Args:
         known: see `refuse_code`.
@@ -42,7 +43,7 @@ def check_config(file: Path, known: bool = True) -> dict:
 
 
 def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | None = None):
-    """A transformers causal LM in evaluation mode; remote code is never run.
+    """Load a transformers causal LM in evaluation mode; remote code is never run.
 
     Args:
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own (the
@@ -86,7 +87,7 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
 
 
 def _config(folder: Path) -> Any:
-    """What transformers makes of a config.json, which has been looked at for code.
+    """Return what transformers makes of a config.json, which has been looked at for code.
 
     Raises:
         Exception: it is wrong in one of many ways.
@@ -114,7 +115,7 @@ def _refuse_sizes(shape: Any, checkpoint: Checkpoint) -> None:
 
 
 def _model_class(config: Any) -> Any:
-    """The class that loads a configuration: that of causal LMs, or of those that also see.
+    """Return the class that loads a configuration: that of causal LMs, or of those that also see.
 
     Of some configurations transformers has both; then the architecture that the configuration names
     decides, so that no tensor of it is left out.
@@ -136,8 +137,8 @@ def _model_class(config: Any) -> Any:
 
 
 def own_dtype(checkpoint: Checkpoint) -> str:
-    """What a checkpoint's weights are in; the widest of several. transformers' own "auto" would
-    believe config.json."""
+    """Return what a checkpoint's weights are in; the widest of several. transformers' own "auto"
+    would believe config.json."""
     dtypes = {name: info.dtype for name, info in checkpoint.items() if info.dtype.is_floating_point}
     if len(set(dtypes.values())) > 1:
         # Old checkpoints hold masks and frequencies in float32, whatever the weights are in.
@@ -167,7 +168,7 @@ def refuse_codes(checkpoint: Checkpoint) -> None:
 
 
 def _quantisations(config: Any) -> Iterator[Any]:
-    """What a configuration, or one within it, says of quantisation."""
+    """Yield what a configuration, or one within it, says of quantisation."""
     if isinstance(config, dict):
         for key, value in config.items():
             if key in ("quantization_config", "compression_config") and value:
@@ -176,17 +177,23 @@ def _quantisations(config: Any) -> Iterator[Any]:
                 yield from _quantisations(value)
 
 
-def load_shape(source: str | os.PathLike, dtype: str = "float32"):
-    """What `load_model` loads, without its weights: it takes no memory and computes nothing.
+def load_shape(source: str | os.PathLike, dtype: str = "float32", tensors: int | None = None):
+    """Return what `load_model` loads, without its weights: it takes no memory and computes nothing.
+
+    Args:
+        dtype: see `load_model`.
+        tensors: how many the model has on disk, where the folder is no checkpoint.
 
     Raises:
-        AVError: config.json is of no causal LM.
+        AVError: config.json is of no causal LM, or of one with far more modules than tensors.
     """
     folder = resolve(source)
     _checked(folder)
-    checkpoint = Checkpoint(folder)
-    dtype = own_dtype(checkpoint) if dtype == "auto" else dtype
-    most = MODULES_PER_TENSOR * len(checkpoint) + MODULES
+    if tensors is None:
+        checkpoint = Checkpoint(folder)
+        tensors = len(checkpoint)
+        dtype = own_dtype(checkpoint) if dtype == "auto" else dtype
+    most = MODULES_PER_TENSOR * tensors + MODULES
     try:
         config = _config(folder)
         with torch.device("meta"), modules_up_to(most):
@@ -202,7 +209,7 @@ def load_shape(source: str | os.PathLike, dtype: str = "float32"):
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
-    """What becomes of each tensor of a checkpoint in the model of the config.json beside it.
+    """Return what becomes of each tensor of a checkpoint in the model of the config.json beside it.
 
     Raises:
         AVError: config.json is of no model that transformers knows.
@@ -224,7 +231,7 @@ def _unread_names(folder: Path, names: frozenset[str]) -> frozenset[str]:
 
 
 def load_tokenizer(source: str | os.PathLike):
-    """The model's tokenizer, with a padding token."""
+    """Load a model's tokenizer, and give it a padding token where it has none."""
     from transformers import AutoTokenizer
 
     folder = resolve(source)
@@ -265,7 +272,7 @@ def _refuse_other_classes(folder: Path) -> None:
 
 
 def buffer_names(model) -> set[str]:
-    """The last parts of the names that only buffers of a model have, e.g. `inv_freq`.
+    """Return the last parts of the names that only buffers of a model have, e.g. `inv_freq`.
 
     Old checkpoints hold such tensors, under paths that the model no longer has; nothing reads them.
     """
@@ -277,14 +284,14 @@ def buffer_names(model) -> set[str]:
 
 
 def refuse_vector(folder: Path) -> None:
-    """transformers would load an AV folder as a model without complaint; nobody means that."""
+    """Raise AVError for an alignment vector, which transformers would load as a model without complaint."""
     if (folder / "alignment_vector.json").exists():
         raise AVError(f"{folder} is an alignment vector, not a model: merge it with its base first")
 
 
 def _checked(folder: Path) -> dict:
-    """A model's config.json; AVError as well for an architecture that is known to the code in its own
-    repository alone."""
+    """Return a model's config.json; AVError as well for an architecture that is known to the code
+    in its own repository alone."""
     from transformers import CONFIG_MAPPING
 
     file = folder / "config.json"
@@ -293,6 +300,6 @@ def _checked(folder: Path) -> dict:
 
 
 def default_device() -> str:
-    """The accelerator if there is one, else the CPU."""
+    """Return the accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator()
     return accelerator.type if accelerator is not None else "cpu"

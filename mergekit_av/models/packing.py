@@ -120,7 +120,7 @@ def rows(records: Sequence[Sequences], capacity: int) -> Iterator[list[int]]:
 
 
 def hidden_states(model: "PreTrainedModel", row: Row) -> torch.Tensor:
-    """The decoder's last hidden state at every token of a row, shape (tokens, hidden size)."""
+    """Return the decoder's last hidden state at every token of a row, shape (tokens, hidden size)."""
     decoder = model.get_decoder()
     with _packed_attention(decoder.config):
         output = decoder(
@@ -151,7 +151,7 @@ def _packed_attention(config: "PreTrainedConfig") -> Iterator[None]:
 
 
 def _attend(module, query, key, value, attention_mask, *, packed: Row, **options):
-    """transformers' sdpa attention, of each sequence of a row by itself.
+    """Compute transformers' sdpa attention for each sequence of a row by itself.
 
     `query`, `key` and `value` have the shape (1, heads, tokens, head size). Without a mask, sdpa
     attention is causal; transformers makes none for an implementation of a name it does not know.
@@ -192,7 +192,7 @@ def length_limit(config: "PreTrainedConfig") -> float:
 
 @torch.inference_mode()
 def can_pack(model: "PreTrainedModel", sample: Sequences) -> bool:
-    """Whether packing gives this model's own numbers, tried with a few tokens.
+    """Return whether packing gives this model's own numbers, tried with a few tokens.
 
     So a model is recognised whose tokens reach one another by another way than attention (a state
     space, a convolution), and one that does something to its logits (soft-capping, scaling).

@@ -35,7 +35,7 @@ class Draw:
 
 
 def drawing(draw: Draw):
-    """`generate()`'s sampling with `draw` after the processors that shape the probabilities."""
+    """Sample in `generate()` with `draw` after the processors that shape the probabilities."""
 
     def sample(model: "PreTrainedModel", input_ids, logits_processor, **others):
         logits_processor.append(draw)

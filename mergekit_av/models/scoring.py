@@ -36,7 +36,7 @@ def context_length(model: "PreTrainedModel") -> int | None:
 def within_context(
     tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record], limit: int | None
 ) -> list[Record]:
-    """The records whose every response fits behind its prompt in `limit` tokens."""
+    """Return the records whose every response fits behind its prompt in `limit` tokens."""
     if limit is None:
         return list(records)
     return [record for record in records if _encode(tokenizer, record).longest <= limit]
@@ -45,8 +45,8 @@ def within_context(
 def with_equal_responses(
     tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]
 ) -> list[Record]:
-    """The records of which no model could prefer one level to all others: two of their responses are
-    the same tokens."""
+    """Return the records of which no model could prefer one level to all others: two of their
+    responses are the same tokens."""
     return [
         record
         for record in records
@@ -147,7 +147,7 @@ def _score_packed(model: "PreTrainedModel", records: Sequence[Sequences]) -> tor
 
 
 def _log_probs(states: torch.Tensor, targets: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
-    """log P of each target, float32, from the hidden states (tokens, hidden size) before it.
+    """Return log P of each target, float32, from the hidden states (tokens, hidden size) before it.
 
     The normalising sum goes over the vocabulary a block at a time: the logits of all tokens are
     never in memory, and a block that fits a CPU's cache takes two thirds of the time.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def embeddings(model: "PreTrainedModel") -> int:
-    """How many token ids a model knows: from 0 on."""
+    """Return how many token ids a model knows: from 0 on."""
     return model.get_input_embeddings().weight.shape[0]
 
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergekit_av.errors import AVError
-from mergekit_av.hub.source import resolve
-from mergekit_av.io.checkpoint import Checkpoint, blocks_of
-from mergekit_av.io.fingerprint import Digest, combined_fingerprint, fingerprint
 from mergekit_av.models.layout import Group, Layout, named_tensors
 from mergekit_av.vectors.arithmetic import Rounding, add_vectors, check_rounding
 from mergekit_av.vectors.vector import AlignmentVector
+
+from .weights import as_merged, check_base, check_plain, file_identity, moves, trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +81,7 @@ class Knobs:
             raise AVError('Knobs needs a vector: Knobs(model, medical="avs/medical")')
         check_rounding(rounding)
         self.rounding, self.seed = rounding, seed
-        _check_plain(model)
+        check_plain(model)
         self._model, self._tensors = model, named_tensors(model)
         self.vectors = {
             name: vector if isinstance(vector, AlignmentVector) else AlignmentVector.open(vector)
@@ -102,12 +101,12 @@ class Knobs:
             for name, value in self._on_disk(group).items()
         }
         if not transfer:
-            self._check_base()
+            check_base(model, self._base, self.vectors.values())
         files = [file for vector in self.vectors.values() for file in vector.delta.files]
-        self._mapped = {} if resident else {file: _identity(file) for file in files}
+        self._mapped = {} if resident else {file: file_identity(file) for file in files}
         self._deltas = {n: self._open(n, layouts[n], resident) for n in self.vectors}
         self._present = {name: id(tensor) for name, tensor in self._tensors.items()}
-        self._seen = {name: _trace(self._tensors[name]) for name in self._layout.shapes}
+        self._seen = {name: trace(self._tensors[name]) for name in self._layout.shapes}
 
     @property
     def lambdas(self) -> dict[str, float]:
@@ -138,7 +137,7 @@ class Knobs:
     def at(
         self, lambdas: Mapping[str, float | str] | None = None, /, **named: float | str
     ) -> Iterator["PreTrainedModel"]:
-        """`set` for the duration of a block, which gets the model; afterwards all as before."""
+        """Set some knobs for the duration of a block, which gets the model; then set all as before."""
         with self._lock:
             before = self.lambdas
             try:
@@ -182,13 +181,13 @@ class Knobs:
         return number
 
     def _on_disk(self, group: Group) -> dict[str, torch.Tensor]:
-        """The model's present weights under their names in the checkpoint."""
+        """Return the model's present weights under their names in the checkpoint."""
         weights = {name: self._tensors[name].detach() for name in group.memory}
         return self._layout.to_disk(group, weights)
 
     def _open(self, vector: str, layout: Layout, resident: bool) -> dict[str, torch.Tensor]:
-        """The vector's tensors that move a weight, in memory or as mapped files; by the names that the
-        first vector has for them."""
+        """Return the vector's tensors that move a weight, in memory or as mapped files; by the
+        names that the first vector has for them."""
         stored, deltas = self.vectors[vector].delta, {}
         for name, base in self._base.items():
             own = layout.by_place.get(self._layout.place(name))
@@ -199,8 +198,8 @@ class Knobs:
                     f"of {next(iter(self.vectors.values())).folder}; make knobs of each alone"
                 )
             delta = stored.dense(own)
-            if _moves(delta, base):
-                deltas[name] = _as_merged(delta, base, copy=True) if resident else delta
+            if moves(delta, base):
+                deltas[name] = as_merged(delta, base, copy=True) if resident else delta
         stored.release()
         return deltas
 
@@ -231,7 +230,7 @@ class Knobs:
 
     def _is_written(self, name: str, seen: dict[str, tuple]) -> bool:
         tensor, name = self._tensors[name], self._layout.ties.get(name, name)
-        return tensor.is_inference() or _trace(tensor) != seen[name]
+        return tensor.is_inference() or trace(tensor) != seen[name]
 
     def _check_present(self, target: dict[str, float]) -> None:
         """Raise AVError where a setting cannot start out from what is there."""
@@ -254,21 +253,21 @@ class Knobs:
                     "knobs last set it: load the base again and make new knobs"
                 )
         for file, identity in self._mapped.items():
-            now = _identity(file)
+            now = file_identity(file)
             # A file that is deleted or replaced stays readable for as long as it is mapped.
             if any(target.values()) and now and now[0] == identity[0] and now != identity:
                 raise AVError(f"{file} was changed since these knobs were made: make new ones")
 
     def _is_changed(self, name: str, tensor: torch.Tensor) -> bool:
-        return name in self._seen and _trace(tensor) != self._seen[name]
+        return name in self._seen and trace(tensor) != self._seen[name]
 
     def _terms(
         self, group: Group, lambdas: Mapping[str, float]
     ) -> dict[str, list[tuple[float, torch.Tensor]]]:
-        """Name in the checkpoint → what is added to it."""
+        """Return what is added to each tensor of a group, by its name in the checkpoint."""
         return {
             name: [
-                (value, _as_merged(self._deltas[vector][name], self._base[name]))
+                (value, as_merged(self._deltas[vector][name], self._base[name]))
                 for vector, value in lambdas.items()
                 if value != 0 and name in self._deltas[vector]
             ]
@@ -291,107 +290,8 @@ class Knobs:
             for name, value in self._layout.to_memory(group, sums).items():
                 self._tensors[name].copy_(value)
         for name in group.memory:
-            self._seen[self._layout.ties.get(name, name)] = _trace(self._tensors[name])
-
-    def _check_base(self) -> None:
-        """Raise AVError unless the model holds the vectors' own base.
-
-        Its values tell. Those of a model in a narrower dtype than the base's are compared with the
-        checkpoint that it says it was loaded from.
-        """
-        digests, source = {name: _digest(tensor) for name, tensor in self._base.items()}, None
-        for vector in self.vectors.values():
-            names = [name for name in vector.delta.names() if name in digests]
-            found = combined_fingerprint(
-                {name: tuple(self._base[name].shape) for name in names},
-                {name: digests[name] for name in names},
-            )
-            base = vector.metadata.base
-            if found != base.fingerprint:
-                source = source or _fingerprint_of_source(self._model)
-                found = source or found
-            if found != base.fingerprint:
-                raise AVError(
-                    f"{vector.folder} is a vector of {base.id} ({base.fingerprint[:8]}), and these are "
-                    f"not its weights ({found[:8]}): load that model; if the transfer is meant, pass "
-                    "transfer=True"
-                )
+            self._seen[self._layout.ties.get(name, name)] = trace(self._tensors[name])
 
 
 def _is_unknown(lambdas: Mapping[str, float]) -> bool:
     return any(map(math.isnan, lambdas.values()))
-
-
-def _as_merged(delta: torch.Tensor, base: torch.Tensor, copy: bool = False) -> torch.Tensor:
-    """On the base's device and, where that is narrower, in its dtype: as mergekit casts its inputs.
-
-    A wider dtype would change no value, and takes more memory.
-    """
-    fits = torch.promote_types(delta.dtype, base.dtype) == base.dtype
-    return delta.to(base.device, delta.dtype if fits else base.dtype, copy=copy)
-
-
-def _moves(delta: torch.Tensor, base: torch.Tensor) -> bool:
-    """Whether base + λ·delta has other bits than the base; adding 0 to −0 gives 0."""
-    return bool(delta.any()) or bool((base.signbit() & (base == 0)).any())
-
-
-def _trace(parameter: torch.Tensor) -> tuple[int, int]:
-    """Another one whenever a parameter is written to or gets other memory, as far as torch counts."""
-    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
-
-
-def _identity(file: os.PathLike) -> tuple[int, ...] | None:
-    try:
-        stat = os.stat(file)
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _check_plain(model: "PreTrainedModel") -> None:
-    """Raise AVError for a model of which a parameter is no plain floating-point tensor in memory."""
-    if not isinstance(model, torch.nn.Module):
-        raise AVError(f"Knobs needs a model in memory, not {model!r}: load it with transformers")
-    if getattr(model, "is_quantized", False):
-        raise AVError("the model is quantised: load it in float32, bfloat16 or float16")
-    if getattr(model, "peft_config", None):
-        raise AVError("the model carries PEFT adapters: make knobs of the model without them")
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise AVError(f"{name} is not in memory: load the model without offloading")
-        dtype = parameter.dtype
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise AVError(f"{name} is {dtype}: load the model in float32, bfloat16 or float16")
-        if type(parameter.data) is not torch.Tensor:
-            kind = type(parameter.data).__name__
-            raise AVError(f"{name} is a {kind}: load the model neither quantised nor sharded")
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    digest = Digest()
-    for block in blocks_of(tensor):
-        digest.update(block.cpu())
-    return digest.hexdigest()
-
-
-def _fingerprint_of_source(model: "PreTrainedModel") -> str | None:
-    """That of the checkpoint a model was loaded from, where it holds it, cast to its own dtypes."""
-    if not model.name_or_path:
-        return None
-    try:
-        folder = resolve(model.name_or_path, getattr(model.config, "_commit_hash", None))
-        checkpoint = Checkpoint(folder)
-        layout = Layout.of(model, checkpoint.shapes)
-    except AVError:
-        return None
-    if layout.missing or layout.misshapen:
-        return None
-    tensors = named_tensors(model)
-    for group in layout.units:
-        read = {name: checkpoint.read(name) for name in group.disk}
-        for name, value in layout.to_memory(group, read).items():
-            held = tensors[name].detach()
-            if not torch.equal(value.to(held.dtype), held.cpu()):
-                return None
-    return fingerprint(checkpoint)

@@ -36,22 +36,22 @@ class Kept:
 
     @classmethod
     def of(cls, card: str) -> "Kept":
-        """What is to be kept of a card; nothing of one that cannot be read."""
+        """Return what is to be kept of a card; nothing of one that cannot be read."""
         found = OWN_WORDS.search(card)
         return cls(license_in(card), found[1].strip() if found else "")
 
     @classmethod
     def at(cls, file: Path) -> "Kept":
-        """What is to be kept of a card's file; nothing where there is none."""
+        """Return what is to be kept of a card's file; nothing where there is none."""
         return cls.of(file.read_text("utf-8", errors="replace")) if file.is_file() else cls()
 
     def or_else(self, other: "Kept") -> "Kept":
-        """The same, filled up from another card."""
+        """Return the same, filled up from another card."""
         return Kept(self.license or other.license, self.words or other.words)
 
 
 def license_in(card: str) -> dict[str, Any]:
-    """What a card's front matter says of the license."""
+    """Return what a card's front matter says of the license."""
     block = REGEX_YAML_BLOCK.search(card)
     try:
         front = yaml.safe_load(block[2]) if block else None
@@ -66,14 +66,14 @@ def license_in(card: str) -> dict[str, Any]:
 def assemble(
     front: CardData, parts: Sequence[str], kept: Kept, kind: type[RepoCard] = ModelCard
 ) -> str:
-    """A whole card: front matter, parts, and the place for the user's own words."""
+    """Return a whole card: front matter, parts, and the place for the user's own words."""
     words = "\n\n".join(filter(None, (BEGIN, kept.words, END)))
     body = "\n\n".join([*parts, words])
     return str(kind(f"---\n{front.to_yaml()}\n---\n\n{body}\n"))
 
 
 def with_kept(card: str, kept: Kept) -> str:
-    """A card with another license and other own words, where there are any."""
+    """Return a card with another license and other own words, where there are any."""
     try:
         page = RepoCard(card, ignore_metadata_errors=True)
     except Exception as error:

@@ -14,12 +14,12 @@ BAR = re.compile(r"(?<!\\)\|")
 
 
 def text(value: object) -> str:
-    """A value as plain words on one line."""
+    """Return a value as plain words on one line."""
     return MARKUP.sub(r"\\\g<0>", printable(" ".join(str(value).split())))
 
 
 def fenced(code: str, language: str) -> str:
-    """A code block that its content cannot end."""
+    """Return a code block that its content cannot end."""
     code = printable(code)
     longest = max(map(len, re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -27,7 +27,7 @@ def fenced(code: str, language: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are Markdown; what is from elsewhere goes through `text` first."""
+    """Return a table of cells that are Markdown; what is from elsewhere goes through `text` first."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(BAR.sub(r"\\|", cell) for cell in cells) + " |"
@@ -36,5 +36,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def facts(values: Mapping[str, object]) -> str:
-    """A table of names and values."""
+    """Return a table of names and values."""
     return table(("", ""), [(text(name), text(value)) for name, value in values.items()])

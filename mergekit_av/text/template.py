@@ -46,5 +46,6 @@ class Template:
         self.fingerprint = hashlib.sha256(self.text.encode()).hexdigest()[:12]
 
     def fill(self, **values: object) -> str:
-        """The text with values in it; what looks like a placeholder in a value is nothing but text."""
+        """Return the text with values in it; what looks like a placeholder in a value is nothing
+        but text."""
         return PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), self.text)

@@ -15,13 +15,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
+    """Return whether a folder holds an adapter and no whole model."""
     return (folder / CONFIG).is_file() and not any((folder / n).is_file() for n in (SINGLE, INDEX))
 
 
 @contextlib.contextmanager
 def merged(base: Path, adapter: Path, beside: Path) -> Iterator[Path]:
-    """The model that an adapter makes of its base: a folder that is there for the block.
+    """Yield the model that an adapter makes of its base: a folder that is there for the block.
 
     Memory and disk: a float32 copy of the base.
 

@@ -32,7 +32,7 @@ def add_vectors(
     seed: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """base + Σ λ·Δ, summed in float32 in the order given and rounded once.
+    """Return base + Σ λ·Δ, summed in float32 in the order given and rounded once.
 
     Args:
         base: a floating-point tensor of any shape. It is not modified.
@@ -104,8 +104,8 @@ def _chunks(length: int) -> Iterator[slice]:
 
 
 def _noise_from(seed: int, name: str, device: torch.device):
-    """chunk → its random integers: a stretch of the noise table that begins where `seed` and
-    `name` say.
+    """Return a function from a chunk to its random integers: a stretch of the noise table that begins
+    where `seed` and `name` say.
 
     Weights that share an entry are far apart, so each is rounded as if the numbers were its own.
     """
@@ -121,7 +121,7 @@ def _noise_from(seed: int, name: str, device: torch.device):
 
 @cache
 def _noise_table(device: torch.device) -> torch.Tensor:
-    """int32, uniform in 0 … 65535; its beginning stands once more after its end.
+    """Return random int32, uniform in 0 … 65535, shape (NOISE + CHUNK,); its beginning stands once more after its end.
 
     Drawn from a counter-based generator whose stream numpy guarantees not to change.
     """

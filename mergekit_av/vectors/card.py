@@ -47,21 +47,22 @@ def vector_card(
 
 
 def base_on_hub(base: "BaseIdentity") -> str | None:
-    """The Hub id that stands for a base, if there is one."""
+    """Return the Hub id that stands for a base, if there is one."""
     if base.fingerprint == FINGERPRINT:
         return ORIGIN
     return base.id if base.revision else hub_name(base.id)
 
 
 def base_in_recipe(base: "BaseIdentity") -> str:
-    """What a recipe calls a base."""
+    """Return what a recipe calls a base."""
     if base.fingerprint == FINGERPRINT:
         return f"./{DEFAULT_BASE}"
     return f"{base.id}@{base.revision}" if base.revision else base.id
 
 
 def about_base(base: "BaseIdentity") -> list[str]:
-    """A paragraph about the default base, which nobody finds on the Hub; nothing about any other."""
+    """Return a paragraph about the default base, which nobody finds on the Hub; nothing about any
+    other."""
     if base.fingerprint != FINGERPRINT:
         return []
     return [
@@ -85,7 +86,7 @@ def _front(metadata: "Metadata", kept: Kept) -> ModelCardData:
 
 
 def _results(calibration: Mapping[str, Any] | None) -> list[EvalResult]:
-    """The measured accuracies as the Hub's model-index has them."""
+    """Return the measured accuracies as the Hub's model-index has them."""
     if not calibration:
         return []
     domain, records = str(calibration["domain"]), calibration["records"]
@@ -104,7 +105,7 @@ def _results(calibration: Mapping[str, Any] | None) -> list[EvalResult]:
 
 
 def _whose(calibration: Mapping[str, Any]) -> str:
-    """Of whom the records are, where they are not the user's own."""
+    """Return whose the records are, where they are not the user's own."""
     ours = calibration["domain"] in built_in_domains() and not calibration.get("own_records")
     return f" of {PROJECT}" if ours else ""
 
@@ -133,7 +134,8 @@ def _parts(metadata: "Metadata", repo: str | None, figure: bool) -> list[str]:
 
 
 def _settings(training: dict[str, Any]) -> dict[str, str]:
-    """What a training was told and how long it took, a line each; not the course of its losses."""
+    """Return what a training was told and how long it took, a line each; not the course of its
+    losses."""
     lines = {}
     for key, value in training.items():
         if isinstance(value, dict):
@@ -166,8 +168,8 @@ def _use(metadata: "Metadata", repo: str | None) -> list[str]:
 
 
 def _suggested(metadata: "Metadata") -> float:
-    """A λ to begin with: the best level's of which one that is not 0 was measured, else the aligned
-    model's. At 0 there is nothing to see."""
+    """Return a λ to begin with: the best level's of which one that is not 0 was measured, else the
+    aligned model's. At 0 there is nothing to see."""
     levels = (metadata.calibration or {}).get("levels", {})
     measured = [entry["lambda"] for entry in levels.values() if entry["lambda"]]
     return float(measured[0]) if measured else 1.0
@@ -191,7 +193,7 @@ def _what(metadata: "Metadata") -> str:
 
 
 def _calibration(calibration: Mapping[str, Any]) -> str:
-    """The λ of each level, and the preference accuracy measured there."""
+    """Return the λ of each level, and the preference accuracy measured there."""
     rows = []
     for level, entry in calibration["levels"].items():
         test = entry["test"]

@@ -24,13 +24,33 @@ log = logging.getLogger(__name__)
 
 # Settings that change what a model computes of its weights, whatever these are.
 USES = (
-    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "layer_types",
-    "sliding_window", "hidden_act", "hidden_activation", "activation_function", "rms_norm_eps",
-    "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_parameters", "partial_rotary_factor",
-    "num_experts_per_tok", "norm_topk_prob", "routed_scaling_factor", "query_pre_attn_scalar",
-    "attn_logit_softcapping", "final_logit_softcapping", "attention_multiplier",
-    "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale",
-)  # fmt: skip
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "layer_types",
+    "sliding_window",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_eps",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "attention_multiplier",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "logit_scale",
+)
 
 
 class Counterparts:
@@ -59,7 +79,8 @@ class Counterparts:
         _warn_of_settings(base, aligned)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The aligned model's values for a tensor of the base, in the pieces of `Checkpoint.blocks`."""
+        """Return the aligned model's values for a tensor of the base, in the pieces of
+        `Checkpoint.blocks`."""
         if name in self._partners:
             return self._aligned.blocks(self._partners[name])
         return blocks_of(self._converted(self._groups[name])[name])
@@ -109,7 +130,7 @@ class Counterparts:
             raise AVError(_codes(self._aligned, name))
 
     def _converted(self, group: "Group") -> dict[str, torch.Tensor]:
-        """All tensors of one of the base's groups, as the aligned model has them."""
+        """Return all tensors of one of the base's groups, as the aligned model has them."""
         # Those of a group are asked for nearly in a row; of two groups at most at a time.
         if group.target not in self._recent:
             self._recent = dict([*self._recent.items()][-1:])
@@ -185,7 +206,7 @@ def _floating(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def _alike(base: Checkpoint, aligned: Checkpoint) -> bool:
-    """Whether the two have the same tensors by the same names, and nothing but weights."""
+    """Return whether the two have the same tensors by the same names, and nothing but weights."""
     whole = len(_floating(base)) == len(base)
     return whole and _floating(base) == _floating(aligned)
 
@@ -207,7 +228,7 @@ def _warn_of_settings(base: Checkpoint, aligned: Checkpoint) -> None:
 
 
 def _written_uses(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """The same as config.json has it, at its top and for the text; whatever that leaves out."""
+    """Return the same as config.json has it, at its top and for the text; whatever that leaves out."""
     file = checkpoint.folder / "config.json"
     config = read_json(file) if file.is_file() else {}
     text = config.get("text_config")
@@ -216,7 +237,8 @@ def _written_uses(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def _uses(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a configuration says of how weights are used; nothing where transformers does not know it."""
+    """Return what a configuration says of how weights are used; nothing where transformers does not
+    know it."""
     try:
         config = load_shape(checkpoint.folder).config
     except AVError:

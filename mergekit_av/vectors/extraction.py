@@ -148,13 +148,13 @@ class Difference:
 
 
 def _as_folder(name: str) -> str:
-    """The name of a folder as recipes write it: `models/x` would be taken for a Hub id."""
+    """Return the name of a folder as recipes write it: `models/x` would be taken for a Hub id."""
     is_bare = Path(name).is_dir() and not name.startswith((".", "/", "~"))
     return f"./{name}" if is_bare else name
 
 
 def _digest(base: Checkpoint, name: str) -> str:
-    """Of a tensor that has no difference."""
+    """Return the digest of a tensor that has no difference."""
     digest = Digest()
     for block in base.blocks(name):
         digest.update(block)

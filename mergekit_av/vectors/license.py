@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def license_of(
     base: "BaseIdentity", folder: Path | None = None, token: str | bool | None = None
 ) -> dict[str, Any]:
-    """`license`, and `license_name` and `license_link` where that is `other`; {} where unknown.
+    """Return `license`, and `license_name` and `license_link` where that is `other`; {} where unknown.
 
     Args:
         folder: where the base is, if not where its id says.

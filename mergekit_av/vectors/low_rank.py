@@ -21,7 +21,8 @@ class LowRank(NamedTuple):
 
 
 def low_rank(matrix: torch.Tensor, rank: int) -> LowRank:
-    """The truncated singular value decomposition, as a projection on the leading singular vectors.
+    """Return the truncated singular value decomposition, as a projection on the leading singular
+    vectors.
 
     The vectors of the shorter side come from its Gram matrix in float64, which costs less than the
     whole decomposition where the other side is long. Nothing is divided by a singular value, so that

@@ -87,7 +87,7 @@ class Metadata:
         return metadata
 
     def misfits(self) -> Iterator[str]:
-        """What in the metadata has another type than it must have.
+        """Yield what in the metadata has another type than it must have.
 
         The calibration is left to those who need it: a merge does not.
         """
@@ -117,7 +117,7 @@ class Metadata:
             yield "created_with"
 
     def calibrated(self, level: str) -> float:
-        """The λ that was measured to bring out a level (`av-sweep --write-card`).
+        """Return the λ that was measured to bring out a level (`av-sweep --write-card`).
 
         Raises:
             AVError: nothing was measured, there is no such level, or no usable λ brings it out.
@@ -150,5 +150,5 @@ class Metadata:
 
 
 def is_number(value: Any) -> bool:
-    """Whether something from JSON is a finite number; truth values are none."""
+    """Return whether something from JSON is a finite number; truth values are none."""
     return type(value) in (int, float) and math.isfinite(value)

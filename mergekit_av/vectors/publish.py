@@ -69,7 +69,7 @@ def prepare_vector(
 
 
 def _published(vector: StoredVector, base: str, token: str | bool | None) -> BaseIdentity:
-    """The base of a vector by its Hub id; AVError where something else has that id."""
+    """Return the base of a vector by its Hub id; AVError where something else has that id."""
     name = base.partition("@")[0]
     if hub_name(name) is None:
         raise AVError(f"--base must be the Hub id of the base, not the folder {base}")

@@ -142,10 +142,18 @@ class StoredVector:
             )
         return layout
 
+    def shape_of_base(self) -> "PreTrainedModel":
+        """Return the base as its config.json describes it, without weights (`load_shape`).
+
+        Raises:
+            AVError: config.json is of no causal LM.
+        """
+        return load_shape(self.folder, tensors=len(self.delta.names()))
+
     def limits(self) -> str | None:
         """Return why nothing but a merge can be made of the vector; None where everything can."""
         try:
-            self.layout(load_shape(self.folder)).check_reversible()
+            self.layout(self.shape_of_base()).check_reversible()
         except AVError as error:
             return error.message
         return None

@@ -80,7 +80,7 @@ class Combination:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of all tensors that one of the vectors has; another leaves them as they are."""
+        """Shapes by name, of all tensors that one of the vectors has; the others leave them as they are."""
         return {name: shape for _, v in self.terms for name, shape in v.delta.shapes().items()}
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
@@ -103,7 +103,7 @@ class Combination:
         seed: int = 0,
         transfer: bool = False,
     ) -> "PreTrainedModel":
-        """θ_base + Σ λᵢ θ_AVᵢ as a transformers model (equation 3).
+        """Return θ_base + Σ λᵢ θ_AVᵢ as a transformers model (equation 3).
 
         Args:
             base: a folder or Hub id, loaded in its own dtype, whose fingerprint must be that of
