@@ -11,7 +11,7 @@ from mergekit_av.text.tables import aligned
 from .accuracy import Result
 
 
-def figure(estimate: Estimate) -> str:
+def with_interval(estimate: Estimate) -> str:
     """Return a value with its 95 % interval: `0.50 (0.22–0.78)`."""
     return f"{estimate.value:.2f} ({estimate.low:.2f}–{estimate.high:.2f})"
 
@@ -38,7 +38,7 @@ def accuracy_table(results: Sequence[Result]) -> str:
 
 def share(result: Result, level: str) -> str:
     """Return a level's accuracy with its interval in Markdown, bold where it is dominant."""
-    value, _, rest = figure(result.accuracy[level]).partition(" ")
+    value, _, rest = with_interval(result.accuracy[level]).partition(" ")
     return f"**{value}** {rest}" if level == result.dominant else f"{value} {rest}"
 
 

@@ -26,7 +26,8 @@ from .accuracy import Result, evaluate, left_out
 from .inputs import refuse_same_names
 from .judge.judge import JudgeConfig
 from .judge.run import judge_model
-from .judge.tally import JudgeResult, judge_table
+from .judge.summary import judge_summary
+from .judge.tally import JudgeResult
 from .measure.engine import load_chat_tokenizer
 from .rendering import accuracy_table, as_json
 
@@ -162,7 +163,7 @@ def run_eval(
                 for domain in domains
             ]
             found.judge = judge.as_json()
-            show(f"\njudged by {judge.client.endpoint.model}\n{judge_table(found.judged)}")
+            show(f"\njudged by {judge.client.endpoint.model}\n{judge_summary(found.judged)}")
     if config.json_file:
         report = json.dumps(found.as_json(), indent=2, allow_nan=False)
         write_whole(config.json_file, report + "\n")

@@ -5,14 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergekit_av.data.domain import Domain
-from mergekit_av.evaluation.rendering import interval
 from mergekit_av.stats import Confusion, Estimate, cohen_kappa, confusion, wilson
-from mergekit_av.text.tables import aligned
 
 from .judge import Verdict
-
-# Below this κ with the known levels a judge's shares say little; "moderate" begins here.
-POOR = 0.4
 
 
 @dataclass(frozen=True)
@@ -50,18 +45,6 @@ class Tally:
             unparseable=labels.count(None),
             cut_off=sum(verdict.cut_off for verdict in verdicts),
         )
-
-    def __str__(self) -> str:
-        text = f"{_count(self.items, 'answer')}, {_count(self.judgements, 'judgement')}"
-        if self.unparseable:
-            text += f", {self.unparseable} of them no label"
-        if self.cut_off:
-            text += f", {self.cut_off} cut off (--judge-max-tokens)"
-        if self.judgements > self.items:
-            text += f"; {self.disputed} answers got different labels"
-        if self.undecided:
-            text += f"; {self.undecided} answers have no label and count nowhere"
-        return text
 
 
 @dataclass(frozen=True)
@@ -139,35 +122,3 @@ class JudgeResult:
                 for verdict in self.verdicts
             ],
         }
-
-
-def judge_table(results: Sequence[JudgeResult]) -> str:
-    """Return shares as aligned text, and below them the judge's agreement."""
-    rows = [["domain", "level", "judged share", "95 %"]]
-    for result in results:
-        for level, share in result.shares.items():
-            first = level == next(iter(result.shares))
-            name = f"{result.domain} ({result.tally.labelled})" if first else ""
-            rows.append([name, level, f"{share.value:.2f}", interval(share)])
-    lines = [aligned(rows)] if len(rows) > 1 else []
-    for result in results:
-        lines += [
-            f"{result.domain}: {result.tally}",
-            f"{result.domain}: {_agreement(result.check)}",
-        ]
-    return "\n".join(lines)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _agreement(check: Agreement) -> str:
-    text = f"judge against the known level of the records' own responses ({check.tally}): "
-    if check.accuracy is None:
-        return text + "it gave no label"
-    kappa = "not defined" if check.kappa is None else f"{check.kappa:.2f}"
-    text += f"Cohen's κ {kappa}, accuracy {check.accuracy.value:.2f} ({interval(check.accuracy)})"
-    if check.kappa is None or check.kappa < POOR:
-        text += "; this judge does not see the levels: its shares say little"
-    return text

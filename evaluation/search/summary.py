@@ -1,6 +1,6 @@
 """The summary of a search in plain text, for a terminal or as comments of a recipe."""
 
-from mergekit_av.evaluation.rendering import accuracy_table, figure
+from mergekit_av.evaluation.rendering import accuracy_table, with_interval
 from mergekit_av.text.tables import aligned
 
 from .outcome import Outcome
@@ -59,7 +59,9 @@ def _comments(found: SearchResult, outcome: Outcome) -> list[str]:
     elif outcome.tests and not outcome.holds:
         lines.append("reached on the validation records, NOT on the test records")
     for domain, result in outcome.tests.items():
-        shown = ", ".join(f"{level} {figure(share)}" for level, share in result.accuracy.items())
+        shown = ", ".join(
+            f"{level} {with_interval(share)}" for level, share in result.accuracy.items()
+        )
         lines.append(f"{domain}, {result.records} test records: {shown}")
     source = found.provenance
     return [

@@ -1,6 +1,6 @@
 """The summary of a sweep for a terminal."""
 
-from mergekit_av.evaluation.rendering import figure
+from mergekit_av.evaluation.rendering import with_interval
 
 from .calibration import Best
 from .result import Sweep
@@ -24,6 +24,6 @@ def sweep_summary(sweep: Sweep) -> str:
 
 def _best(sweep: Sweep, level: str, best: Best) -> str:
     language = LANGUAGE[sweep.usable(best.value)]
-    accuracy = figure(best.test.accuracy[level])
+    accuracy = with_interval(best.test.accuracy[level])
     dominant = ", dominant" if best.dominant else ""
     return f"  {level}: λ {best.value:+g} ({language}), test accuracy {accuracy}{dominant}"
