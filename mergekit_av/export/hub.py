@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
@@ -60,7 +61,7 @@ def push(
     *,
     token: str | bool | None = None,
     base: str | None = None,
-    **options: object,
+    **options: Any,
 ) -> str:
     """Push the folder of an alignment vector, of a merged checkpoint or of a data set, in one commit.
 

@@ -282,8 +282,10 @@ def _descriptor(path: Path) -> re.Match | None:
 def _write_to(path: Path, content: bytes) -> None:
     found = _descriptor(path)
     # Our own is written to where it is: opened anew, a file behind it would begin from its start.
-    own = found is not None and found[1] in (None, str(os.getpid()))
-    with open(os.dup(int(found[2])) if own else path, "wb") as stream:
+    target: int | Path = path
+    if found is not None and found[1] in (None, str(os.getpid())):
+        target = os.dup(int(found[2]))
+    with open(target, "wb") as stream:
         stream.write(content)
 
 
@@ -354,6 +356,7 @@ def _free_name(new: Path, path: Path) -> Path:
                 raise
         else:
             return kept
+    raise AssertionError("there are always more numbers")
 
 
 def _fsync(path: Path) -> None:

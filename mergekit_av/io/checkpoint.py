@@ -149,7 +149,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     def mapped(self) -> dict[str, torch.Tensor]:
         """Every tensor, on the CPU, as a view of its file: values are read when they are used."""
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for file in self.files:
             names = [name for name, info in self.items() if info.file == file]
             with _opened(file) as opened:

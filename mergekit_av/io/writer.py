@@ -3,7 +3,9 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -44,7 +46,7 @@ class CheckpointWriter:
         # (file, names) in the order in which names are written
         self._files = [(f, names) for f, names in self._plan.filename_to_tensors.items()]
         self._infos = infos
-        self._file = None
+        self._file: FileIO | None = None
         self._left: list[str] = []
 
     def names(self) -> Iterator[str]:
@@ -63,12 +65,14 @@ class CheckpointWriter:
         self._put(block.reshape(-1).contiguous().view(torch.uint8).numpy().data)
 
     def _put(self, content: bytes | memoryview) -> None:
+        assert self._file is not None, "blocks are written while `names` is iterated"
         rest = memoryview(content)
         while rest:
             rest = rest[self._file.write(rest) :]
 
     def _header(self, names: list[str]) -> bytes:
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
         for name in names:
             info = self._infos[name]
             offsets = [offset, offset + info.nbytes]

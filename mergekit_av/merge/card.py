@@ -52,8 +52,9 @@ class Recipe:
     def identity(self) -> BaseIdentity:
         """Of the base; its fingerprint where it may be the default base, and "" where not."""
         name, _, revision = (self.base, "", "") if self.folder else self.base.partition("@")
-        may_be = self.folder is not None and self.folder.resolve().name == DEFAULT_BASE.name
-        found = fingerprint(Checkpoint(self.folder)) if may_be else ""
+        found = ""
+        if self.folder is not None and self.folder.resolve().name == DEFAULT_BASE.name:
+            found = fingerprint(Checkpoint(self.folder))
         return BaseIdentity(name, found, revision or None)
 
     def entries(self) -> Iterator[Mapping[str, Any]]:

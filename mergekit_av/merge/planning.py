@@ -40,7 +40,7 @@ def install() -> None:
     entry would change the merges of all methods.
     """
     ask = mergekit.merge.get_architecture_info
-    if hasattr(ask, "asks_about_vectors"):
+    if getattr(mergekit.merge.MergePlanner, "plans_vectors", False):
         return
 
     @functools.wraps(ask)
@@ -51,7 +51,6 @@ def install() -> None:
         _read_vectors_through_deltas(config, options)
         return architecture_of(config, options, ask)
 
-    get_architecture_info.asks_about_vectors = True
     mergekit.merge.get_architecture_info = get_architecture_info
 
     make = mergekit.merge._model_out_config
@@ -66,6 +65,8 @@ def install() -> None:
     mergekit.merge._model_out_config = out_config
 
     class Planner(mergekit.merge.MergePlanner):
+        plans_vectors = True
+
         def plan_to_disk(self, out_path: str) -> Any:
             if self.config.merge_method == METHOD:
                 _refuse_input(Path(out_path), self.config, self.options)

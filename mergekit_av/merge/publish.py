@@ -53,7 +53,7 @@ def prepare_model(folder: Path, repo_id: str, *, token: str | bool | None = None
     recipe = read_recipe(folder)
     _check_tokenizer(folder, recipe)
     _check_complete(checkpoint, recipe)
-    files = {path.name: path for path in checkpoint.paths}
+    files: dict[str, Path | bytes] = {path.name: path for path in checkpoint.paths}
     files |= {name: folder / name for name in MODEL_FILES if (folder / name).is_file()}
     if (folder / CARD).is_file():
         files[CARD] = folder / CARD

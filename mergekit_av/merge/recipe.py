@@ -7,7 +7,7 @@ mergekit ignores keys it does not know and falls back to defaults in silence; a 
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergekit_av.errors import AVError
@@ -134,10 +134,14 @@ def _check_layers(vector: Any, sources: list, base: Any, scopes: list[Mapping]) 
         own, wanted = (getattr(part, "layer_range", None) for part in (vector, source))
         if source.model == base and own != wanted:
             raise AVError(
-                f"{vector.model}: its layers {list(own)} would be added to the layers {list(wanted)} "
+                f"{vector.model}: its layers {_range(own)} would be added to the layers {_range(wanted)} "
                 f"of {base}: give both the same `layer_range`, or, if it is meant, add "
                 "`transfer: true` to its parameters"
             )
+
+
+def _range(layers: Sequence[int] | None) -> str:
+    return "all" if layers is None else str(list(layers))
 
 
 def _covers_every_tensor(setting: Any) -> bool:

@@ -76,7 +76,7 @@ class Reader:
 def converted_shapes(
     converter: WeightConverter,
     target: str,
-    patterns: Sequence[str],
+    patterns: Sequence[str | None],
     shapes: Mapping[str, Shape],
     model: "PreTrainedModel",
 ) -> dict[str, Shape]:
@@ -89,7 +89,7 @@ def converted_shapes(
 def convert(
     converter: WeightConverter,
     target: str,
-    patterns: Sequence[str],
+    patterns: Sequence[str | None],
     disk: Sequence[str],
     tensors: Mapping[str, torch.Tensor],
     model: Any,

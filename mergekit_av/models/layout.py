@@ -41,7 +41,7 @@ class Group:
     memory: dict[str, Shape]
     target: str
     converter: "WeightConverter | None" = None
-    patterns: tuple[str, ...] = ()
+    patterns: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Layout:
             under their first name.
         parameters: the names among them that no model can do without.
         ties: other name of a tied tensor → its first name.
+        places: tensor of the checkpoint that is read → where it goes.
     """
 
     groups: list[Group]
@@ -71,7 +72,7 @@ class Layout:
     shapes: dict[str, Shape]
     parameters: set[str]
     ties: dict[str, str]
-    _places: dict[str, Place] = field(repr=False)
+    places: dict[str, Place] = field(repr=False)
     _rules: "Rules" = field(repr=False)
 
     @classmethod
@@ -144,14 +145,14 @@ class Layout:
 
     def place(self, name: str) -> Place | None:
         """Return where a tensor of the checkpoint goes; None where nothing reads it."""
-        return self._places.get(name)
+        return self.places.get(name)
 
     @cached_property
     def by_place(self) -> dict[Place, str]:
         """Place → the tensor of the checkpoint that goes there; of tied ones that with the first name."""
-        aliases = [n for n in self._places if self.by_disk[n].target in self.ties]
-        names = [*aliases, *(name for name in self._places if name not in set(aliases))]
-        return {self._places[name]: name for name in names}
+        aliases = [n for n in self.places if self.by_disk[n].target in self.ties]
+        names = [*aliases, *(name for name in self.places if name not in set(aliases))]
+        return {self.places[name]: name for name in names}
 
     @cached_property
     def by_disk(self) -> dict[str, Group]:

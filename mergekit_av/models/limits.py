@@ -40,7 +40,7 @@ class _TimeIsUp(BaseException):
     """Raised in a thread from outside; a BaseException, for a template may catch no others either."""
 
 
-def within(seconds: float, work: Callable[[], Result]) -> Result | None:
+def within(seconds: float, work: Callable[[], Result]) -> Result:
     """Run `work` for a limited time, and return what it returns.
 
     It runs in a thread of its own, since only the main thread could have a timer.
@@ -60,7 +60,7 @@ def within(seconds: float, work: Callable[[], Result]) -> Result | None:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if thread.is_alive():
+    if thread.is_alive() and thread.ident is not None:
         stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
         stop(ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeIsUp))
         raise TimeoutError(f"it takes longer than {seconds:g} seconds")

@@ -245,6 +245,8 @@ def load_tokenizer(source: str | os.PathLike):
         raise
     except Exception as error:  # the tokenizers library raises nothing more precise
         raise AVError(f"{source} has no tokenizer that loads: {first_line(error)}") from error
+    if tokenizer is None:
+        raise AVError(f"{source} has no tokenizer that loads")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

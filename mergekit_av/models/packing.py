@@ -76,7 +76,12 @@ class Row:
     @classmethod
     def of(cls, records: Sequence[Sequences], device: torch.device | str = "cpu") -> "Row":
         nodes: dict[tuple[int, int], int] = {}  # parent and id → place in the row
-        ids, positions, layout, predictors, targets, lengths = [], [], [], [], [], []
+        ids: list[int] = []
+        positions: list[int] = []
+        layout: list[list[int]] = []
+        predictors: list[int] = []
+        targets: list[int] = []
+        lengths: list[int] = []
         for record in records:
             for response in record.responses:
                 node, path = -1, []
@@ -97,8 +102,19 @@ class Row:
             for depth, node in enumerate(path):
                 places[node] = number * longest + depth
         padded = [path + [0] * (longest - len(path)) for path in layout]
-        lists = (ids, positions, padded, places, predictors, targets)
-        return cls(*(torch.tensor(values, device=device) for values in lists), lengths)
+
+        def tensor(values: list) -> torch.Tensor:
+            return torch.tensor(values, device=device)
+
+        return cls(
+            ids=tensor(ids),
+            positions=tensor(positions),
+            layout=tensor(padded),
+            places=tensor(places),
+            predictors=tensor(predictors),
+            targets=tensor(targets),
+            lengths=lengths,
+        )
 
 
 def rows(records: Sequence[Sequences], capacity: int) -> Iterator[list[int]]:

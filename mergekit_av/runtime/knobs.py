@@ -5,6 +5,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -190,7 +191,7 @@ class Knobs:
         names that the first vector has for them."""
         stored, deltas = self.vectors[vector].delta, {}
         for name, base in self._base.items():
-            own = layout.by_place.get(self._layout.place(name))
+            own = layout.by_place.get(self._layout.places[name])
             if own is None:
                 folder = self.vectors[vector].folder
                 raise AVError(
@@ -255,7 +256,8 @@ class Knobs:
         for file, identity in self._mapped.items():
             now = file_identity(file)
             # A file that is deleted or replaced stays readable for as long as it is mapped.
-            if any(target.values()) and now and now[0] == identity[0] and now != identity:
+            same_file = now and identity and now[0] == identity[0]
+            if any(target.values()) and same_file and now != identity:
                 raise AVError(f"{file} was changed since these knobs were made: make new ones")
 
     def _is_changed(self, name: str, tensor: torch.Tensor) -> bool:
@@ -277,16 +279,13 @@ class Knobs:
     @torch.inference_mode()  # the only mode that may write to a model loaded in it
     def _write(self, group: Group, terms: dict[str, list[tuple[float, torch.Tensor]]]) -> None:
         """Compute the weights of one group in place."""
-        options = {"rounding": self.rounding, "seed": self.seed}
+        add = partial(add_vectors, rounding=self.rounding, seed=self.seed)
         target = self._tensors[group.target]
         if group.converter is None and target.is_contiguous():
             [name] = group.disk
-            add_vectors(self._base[name], terms[name], name=name, out=target, **options)
+            add(self._base[name], terms[name], name=name, out=target)
         else:
-            sums = {
-                name: add_vectors(self._base[name], terms[name], name=name, **options)
-                for name in group.disk
-            }
+            sums = {name: add(self._base[name], terms[name], name=name) for name in group.disk}
             for name, value in self._layout.to_memory(group, sums).items():
                 self._tensors[name].copy_(value)
         for name in group.memory:

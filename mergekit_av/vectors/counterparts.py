@@ -106,7 +106,7 @@ class Counterparts:
             return
         # Of tied weights that are both there, the one of the same name.
         same = name in aligned and self._new.place(name) == place
-        partner = name if same else self._new.by_place.get(place)
+        partner = name if same else self._new.by_place.get(place) if place else None
         if partner is not None:
             self._check_floating(partner)
             if aligned[partner].shape != shape:
@@ -140,7 +140,7 @@ class Counterparts:
     def _convert(self, group: "Group") -> dict[str, torch.Tensor]:
         owners = self._old.owners(group)
         sources = {self._new.by_memory[n].target: self._new.by_memory[n] for n in owners}
-        values = {}
+        values: dict[str, torch.Tensor] = {}
         for source in sources.values():
             read = {name: self._aligned.read(name) for name in source.disk}
             made = self._new.to_memory(source, read)
@@ -159,7 +159,9 @@ class Counterparts:
         info, place = self._base[name], self._old.place(name)
         if place and self._old.owners(self._old.by_disk[name]) & self._old.parameters:
             raise AVError(_codes(self._base, name))
-        partner = name if name in self._aligned else self._new.by_place.get(place)
+        partner = (
+            name if name in self._aligned else self._new.by_place.get(place) if place else None
+        )
         if partner and not torch.equal(self._base.read(name), self._aligned.read(partner)):
             raise AVError(
                 f"{name} ({info.dtype}) differs: only floating-point tensors have a difference"

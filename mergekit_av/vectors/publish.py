@@ -46,7 +46,7 @@ def prepare_vector(
     kept = kept_card(folder, license_of(metadata.base, token=token))
     if not kept.license:
         warnings.append(no_license(metadata.base.id))
-    files = {path.name: path for path in vector.delta.files}
+    files: dict[str, Path | bytes] = {path.name: path for path in vector.delta.files}
     files |= {"config.json": folder / "config.json", METADATA: metadata.to_json().encode()}
     figure = (folder / FIGURE).is_file()
     if figure:

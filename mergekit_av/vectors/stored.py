@@ -122,7 +122,9 @@ class StoredVector:
             AVError: the model has other weights, or they have other shapes.
         """
         layout = Layout.of(model, self.delta.shapes())
-        misfits = [(name, shape, wanted) for name, shape, wanted in layout.misshapen]
+        misfits: list[tuple[str, object, object]] = [
+            (name, shape, wanted) for name, shape, wanted in layout.misshapen
+        ]
         misfits += [(name, "missing", layout.shapes[name]) for name in layout.missing]
         buffers = buffer_names(model)
         misfits += [

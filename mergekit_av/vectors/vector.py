@@ -133,7 +133,7 @@ class Combination:
                 base_tensors = {name: tensors[name].data for name in group.memory}
                 merged = {}
                 for name, value in layout.to_disk(group, base_tensors).items():
-                    place = layout.place(name)
+                    place = layout.places[name]
                     terms = [
                         (c, vector.delta.dense(other.by_place[place], value.device))
                         for (c, vector), other in zip(self.terms, layouts, strict=True)
