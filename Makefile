@@ -12,7 +12,7 @@ help: ## Show this list
 	@touch $@
 
 demo: .venv/installed ## Train an AV, merge it at several λ, evaluate, plot (15 minutes)
-	$(BIN)/python -m mergekit_av.evaluation.demo
+	$(BIN)/python benchmarks/demo.py
 
 avs: .venv/installed ## Train the medical, financial and legal AVs of the default base (some two hours on one CPU core)
 	$(BIN)/av-train --domain medical

@@ -18,8 +18,8 @@ from measure import machine
 from tqdm import tqdm
 
 from mergekit_av import Domain, Knobs, Record, extract
-from mergekit_av.evaluation.measure.engine import Measurer
-from mergekit_av.evaluation.measure.requests import Job
+from mergekit_av.evaluation.measure.engine import Engine
+from mergekit_av.evaluation.measure.requests import Score
 from mergekit_av.evaluation.search.landscape import Landscape, Setting
 from mergekit_av.evaluation.search.problem import Question, axis, combinations
 from mergekit_av.evaluation.search.strategies import STRATEGIES
@@ -59,7 +59,7 @@ def main(seeds, step, records):
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as scratch:
             start = time.perf_counter()
-            everything = measure_all(measurer(Path(scratch), seed), question, records, seed)
+            everything = measure_all(make_engine(Path(scratch), seed), question, records, seed)
             seconds = time.perf_counter() - start
         there = met(question, goals, list(everything.values()))
         click.echo(f"seed {seed}: the grid has {len(there)} of {len(goals)}, {seconds:.0f} s")
@@ -89,9 +89,7 @@ def met(question: Question, goals: list[dict], settings: list[Setting]) -> set[t
     return {tuple(goal.items()) for goal in goals if landscape.met(question, goal).any()}
 
 
-def measure_all(
-    measurer: Measurer, question: Question, count: int, seed: int
-) -> dict[tuple, Setting]:
+def measure_all(engine: Engine, question: Question, count: int, seed: int) -> dict[tuple, Setting]:
     """Every setting of the grid."""
     records = [
         Record(f"{name} {i}", f"{query} {7 * i + seed}?", dict(zip(LEVELS, answers, strict=True)), "test")
@@ -99,9 +97,9 @@ def measure_all(
         for i in range(count)
     ]  # fmt: skip
     domain = Domain("all", dict.fromkeys(LEVELS, ""))
-    task = make_task(measurer.model, measurer.tokenizer, domain, records, "test")
+    task = make_task(engine.model, engine.tokenizer, domain, records, "test")
     points = question.lattice()
-    measured = measurer.measure([Job(question.setting(point), task) for point in points])
+    measured = engine.measure([Score(question.setting(point), task) for point in points])
     bar = tqdm(measured, total=len(points), desc=f"Measuring, seed {seed}", unit="setting")
     scores = np.array([one.value for one in bar]).reshape(len(points), len(DOMAINS), count, -1)
     return {
@@ -110,7 +108,7 @@ def measure_all(
     }
 
 
-def measurer(folder: Path, seed: int) -> Measurer:
+def make_engine(folder: Path, seed: int) -> Engine:
     """A tiny model with three vectors, each trained towards its domain's expert and away from
     avoidance."""
     base = make_base(folder / "base", seed)
@@ -129,7 +127,7 @@ def measurer(folder: Path, seed: int) -> Measurer:
         model.save_pretrained(folder / f"{name}-aligned")
         vectors[name] = extract(base, folder / f"{name}-aligned", folder / name, name=name)
     model = load_model(base)
-    return Measurer(Knobs(model, vectors), model, tokenizer)
+    return Engine(Knobs(model, vectors), model, tokenizer)
 
 
 def make_base(folder: Path, seed: int) -> Path:

@@ -24,8 +24,8 @@ TARGET = 1.2
 def main(repeat, base, records, points, dtype):
     """Time of a sweep over `--points` λ, against as many times `mean_log_probs`."""
     from mergekit_av import Knobs, load_domain, load_records, mean_log_probs
-    from mergekit_av.evaluation.measure.cache import Evaluator, Identity
-    from mergekit_av.evaluation.measure.engine import Measurer
+    from mergekit_av.evaluation.measure.cache import Cache, Identity
+    from mergekit_av.evaluation.measure.engine import Engine
     from mergekit_av.evaluation.measure.store import Store
     from mergekit_av.evaluation.sweep.sweep import sweep
     from mergekit_av.evaluation.tasks import make_task
@@ -37,19 +37,19 @@ def main(repeat, base, records, points, dtype):
         domain = load_domain("medical")
         task = make_task(model, tokenizer, domain, load_records(domain), "test", limit=records)
         knobs = Knobs(model, {"medical": Path(scratch) / "vectors" / "medical"})
-        measurer = Measurer(knobs, model, tokenizer)
+        engine = Engine(knobs, model, tokenizer)
         lambdas = [(i - points // 2) / 10 for i in range(points)]
 
         def swept() -> Run:
             store = Path(scratch) / f"{time.monotonic_ns()}.jsonl"
             start = time.perf_counter()
             with Store(store) as kept:
-                evaluator = Evaluator(
-                    measurer,
+                cache = Cache(
+                    engine,
                     Identity.of("base", knobs.vectors, knobs.rounding, knobs.seed, model.dtype),
                     kept,
                 )
-                list(sweep(evaluator, "medical", lambdas, [task]))
+                list(sweep(cache, "medical", lambdas, [task]))
             return Run(time.perf_counter() - start)
 
         def scored() -> Run:

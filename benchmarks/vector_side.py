@@ -17,8 +17,8 @@ from mergekit.sparsify import RescaleNorm, SparsificationMethod, sparsify
 
 from mergekit_av import AlignmentVector, Knobs, load_domain, load_records
 from mergekit_av.errors import AVError
-from mergekit_av.evaluation.measure.cache import Evaluator, Identity
-from mergekit_av.evaluation.measure.engine import Measurer
+from mergekit_av.evaluation.measure.cache import Cache, Identity
+from mergekit_av.evaluation.measure.engine import Engine
 from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
 from mergekit_av.evaluation.sweep.sweep import Point, sweep
 from mergekit_av.evaluation.tasks import make_task
@@ -174,13 +174,13 @@ def main(av, others, base, lambdas, only, records, generate, max_new_tokens, out
             variant = write_variant(vector, chosen[name], out / name)
             norm = variant.metadata.statistics["norm"] / vector.metadata.statistics["norm"]
             knobs = Knobs(model, {"av": variant}, rounding="nearest")
-            evaluator = Evaluator(
-                Measurer(knobs, model, tokenizer),
+            cache = Cache(
+                Engine(knobs, model, tokenizer),
                 Identity.of(identity, knobs.vectors, knobs.rounding, knobs.seed, model.dtype),
                 store,
             )
             values = lambdas if plain else YARDSTICK
-            points = list(sweep(evaluator, "av", values, [task], asked, Decoding(max_new_tokens)))
+            points = list(sweep(cache, "av", values, [task], asked, Decoding(max_new_tokens)))
             points.sort(key=lambda point: point.lambdas["av"])
             for point in points:
                 if not plain or point.lambdas["av"]:

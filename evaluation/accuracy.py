@@ -1,11 +1,11 @@
 """Preference accuracy: at which level is each record's most likely response?"""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mergekit_av.data.domain import Domain
 from mergekit_av.data.records import Record
@@ -17,15 +17,11 @@ from mergekit_av.models.scoring import (
     within_context,
 )
 from mergekit_av.stats import Estimate, mean_interval, votes, wilson
-from mergekit_av.text.tables import aligned
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a model prefers in one domain.
+    """The preference accuracies of a model in one domain.
 
     Attributes:
         records: how many were scored.
@@ -51,15 +47,15 @@ class Result:
 
 
 def evaluate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     domain: Domain,
     records: Sequence[Record],
     *,
     split: str = "test",
     progress: bool = True,
 ) -> Result:
-    """Preference accuracy (section "Metrics" of the paper) of a model on one split of a domain.
+    """Measure preference accuracy (section "Metrics" of the paper) on one split of a domain.
 
     Raises:
         AVError: the split is empty, or no record fits the model's context.
@@ -87,13 +83,13 @@ class Choice(NamedTuple):
 
 
 def choose(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     domain: Domain,
     records: Sequence[Record],
     split: str,
 ) -> Choice:
-    """The records of a split that can be scored, and the ids of those that cannot.
+    """Choose the records of a split that can be scored, and the ids of those that cannot.
 
     Raises:
         AVError: the split is empty, or no record is left.
@@ -118,7 +114,7 @@ def choose(
 
 
 def left_out(name: str, too_long: Sequence[str], equal: Sequence[str]) -> list[str]:
-    """What is to be said of records that are not scored, a line for each reason."""
+    """Return how many records are not scored, a line for each reason."""
     lines = []
     if too_long:
         lines.append(f"{name}: {len(too_long)} records left out, longer than the context")
@@ -135,7 +131,12 @@ def summarise(
     too_long: Sequence[str] = (),
     equal: Sequence[str] = (),
 ) -> Result:
-    """Shares, means and intervals of mean log-probabilities of shape (records, levels)."""
+    """Return shares, means and intervals of mean log-probabilities.
+
+    Args:
+        ids: of the records.
+        scores: (records, levels), nats per token.
+    """
     levels, count = list(domain.levels), len(ids)
     wins = votes(scores.numpy()).tolist()
     # A single highest share is above 1 / number of levels, since the shares add up to 1.
@@ -156,40 +157,3 @@ def summarise(
             for id, row in zip(ids, scores.tolist(), strict=True)
         },
     )
-
-
-def table(results: Sequence[Result]) -> str:
-    """The results as aligned text, a line per level."""
-    rows: list[tuple[str, ...]] = [("domain", "level", "accuracy", "95 %", "log-prob", "95 %", "")]
-    for result in results:
-        for level, share in result.accuracy.items():
-            mean = result.mean_log_prob[level]
-            rows.append(
-                (
-                    f"{result.domain} ({result.records})"
-                    if level == next(iter(result.accuracy))
-                    else "",
-                    level,
-                    f"{share.value:.2f}",
-                    interval(share),
-                    f"{mean.value:.2f}",
-                    interval(mean),
-                    "dominant" if level == result.dominant else "",
-                )
-            )
-    return aligned(rows)
-
-
-def interval(estimate: Estimate) -> str:
-    return f"{estimate.low:.2f} … {estimate.high:.2f}" if math.isfinite(estimate.low) else ""
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """A result for a JSON file; an interval that has no end is null."""
-
-    def finite(value):
-        if isinstance(value, dict):
-            return {key: finite(inner) for key, inner in value.items()}
-        return None if value in (math.inf, -math.inf) else value
-
-    return finite(asdict(result))

@@ -1,4 +1,4 @@
-"""Has the language broken down? A guard over a model at some λ, measured by its base.
+"""The fluency guard: has the language of a model at some λ broken down, measured by its base?
 
 Preference accuracy compares responses with one another: it does not see that a model which prefers
 the right ones finds all of them improbable, or writes loops itself. The guard looks at both, at how
@@ -23,7 +23,7 @@ N = 4
 
 @dataclass(frozen=True)
 class Fluency:
-    """What the guard sees at a setting.
+    """The measures of the guard at a setting.
 
     Attributes:
         held_out: mean log-probability of the response that the model prefers, nats per token; mean
@@ -40,7 +40,7 @@ class Fluency:
     unended: float
 
     def damage(self, base: "Fluency") -> float:
-        """How much has been used up of what the guard allows, measured by the base: 1 at the limit,
+        """Return how much is used up of what the guard allows, measured by the base: 1 at the limit,
         more beyond it, 0 or less where nothing is worse than the base.
 
         The preferred responses may be less probable by 0.5 nats per token, .2 more of the answers'
@@ -54,12 +54,12 @@ class Fluency:
         )
 
     def holds(self, base: "Fluency") -> bool:
-        """Whether this is still language: within the limits of `damage`."""
+        """Return whether this is still language: within the limits of `damage`."""
         return self.damage(base) <= 1
 
 
 def repeated_share(texts: Iterable[str], n: int = N) -> float:
-    """Share of the texts' n-grams of words that stood in one of them before; 0 without n-grams."""
+    """Return the share of the texts' n-grams of words that stood in one of them before; 0 without n-grams."""
     grams = []
     for text in texts:
         words = text.lower().split()
@@ -68,8 +68,7 @@ def repeated_share(texts: Iterable[str], n: int = N) -> float:
 
 
 def fluency(answers: Mapping[str, Answer], results: Iterable[Result]) -> Fluency:
-    """What the guard sees of a model's answers (record id → answer), and of its scores of records of
-    the same domain."""
+    """Measure a model's answers (record id → answer), and its scores of records of the same domain."""
     return Fluency(
         held_out=fmean(
             max(levels.values()) for result in results for levels in result.scores.values()
@@ -79,10 +78,8 @@ def fluency(answers: Mapping[str, Answer], results: Iterable[Result]) -> Fluency
     )
 
 
-def usable_range(
-    measured: Mapping[float, Fluency],
-) -> tuple[float, float] | None:
-    """The widest span of measured λ around 0 in which the guard holds at each of them.
+def usable_range(measured: Mapping[float, Fluency]) -> tuple[float, float] | None:
+    """Return the widest span of measured λ around 0 in which the guard holds at each of them.
 
     Args:
         measured: λ → what was measured there; 0 is the base itself.

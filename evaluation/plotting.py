@@ -1,4 +1,4 @@
-"""What all figures share."""
+"""Matplotlib and the colours of all figures."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def load_pyplot():
-    """matplotlib, drawing into files.
+    """Load matplotlib, drawing into files.
 
     Raises:
         AVError: it is not installed.
@@ -27,7 +27,11 @@ def load_pyplot():
 
 
 def save(figure, file: Path) -> None:
-    """The same figure gives the same bytes."""
+    """Write a figure as .png or .svg; the same figure gives the same bytes.
+
+    Raises:
+        AVError: the file cannot be written.
+    """
     pyplot = load_pyplot()
     image, suffix = io.BytesIO(), file.suffix.removeprefix(".")
     with pyplot.rc_context({"svg.hashsalt": "mergekit-av"}):

@@ -1,10 +1,11 @@
-"""What is scored: one split of a domain's records, as they fit a model's context."""
+"""Tasks: one split of a domain's records, as they fit a model's context."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mergekit_av.data.domain import Domain
 from mergekit_av.data.records import Record
@@ -14,13 +15,10 @@ from mergekit_av.models.scoring import context_length
 
 from .accuracy import choose
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 @dataclass(frozen=True)
 class Task:
-    """One split of one domain, as it is scored at a setting.
+    """The records of one split of one domain that are scored, or answered, at a setting.
 
     Attributes:
         records: those that are scored, or answered.
@@ -45,14 +43,23 @@ class Task:
     def name(self) -> str:
         return self.domain.name
 
+    def key(self) -> dict[str, str | None]:
+        """Return what a store's key says of the records."""
+        return {
+            "domain": self.name,
+            "split": self.split,
+            "prompt": self.prompt,
+            "tokens": self.digest,
+        }
+
     def answers_key(self) -> dict[str, str]:
-        """What a store's key of answers has beside `digest`: nothing where that decides them."""
+        """Return what a store's key of answers has beside: nothing where `digest` decides them."""
         return {"prompts": self.prompts} if self.prompts else {}
 
 
 def make_task(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     domain: Domain,
     records: Sequence[Record],
     split: str,
@@ -87,13 +94,19 @@ def make_task(
         tokens = encode(tokenizer, record.prompt, list(record.responses.values()))
         digest.update(json.dumps([record.id, list(record.responses), *tokens]).encode())
     return Task(
-        domain, split, tuple(fitting), tuple(too_long), digest.hexdigest()[:32], prompt,
-        tuple(equal), prompts,
-    )  # fmt: skip
+        domain,
+        split,
+        records=tuple(fitting),
+        too_long=tuple(too_long),
+        digest=digest.hexdigest()[:32],
+        prompt=prompt,
+        equal=tuple(equal),
+        prompts=prompts,
+    )
 
 
-def _prompts(tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]) -> str | None:
-    """A digest of whole prompts; None where each is what stands before its record's responses, and
+def _prompts(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> str | None:
+    """Return a digest of whole prompts; None where each is what stands before its record's responses, and
     before an empty one: there answers have always been written from the whole prompt."""
     whole = [generation_prompt(tokenizer, record.prompt) for record in records]
     try:
@@ -108,9 +121,9 @@ def _prompts(tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record]) ->
 
 
 def asking_for(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", task: Task, level: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, level: str
 ) -> Task:
-    """The task with each query preceded by the domain's instruction that asks for a level.
+    """Return the task with each query preceded by the domain's instruction that asks for a level.
 
     Raises:
         AVError: no record fits the context with it.

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mergekit_av.data.domain import Domain
 from mergekit_av.data.records import Record
 from mergekit_av.errors import AVError
-from mergekit_av.evaluation.accuracy import as_json, evaluate, summarise, table
+from mergekit_av.evaluation.accuracy import evaluate, summarise
+from mergekit_av.evaluation.rendering import accuracy_table, as_json
 from mergekit_av.models.scoring import mean_log_probs
 from mergekit_av.stats import wilson
 
@@ -145,11 +146,11 @@ def test_one_record_has_a_share_a_mean_and_no_interval_of_the_mean():
     assert result.accuracy["neutral"].low == pytest.approx(0.2065, abs=5e-5)
     written = json.loads(json.dumps(as_json(result), allow_nan=False))
     assert written["mean_log_prob"]["cold"] == {"value": -3.0, "low": None, "high": None}
-    assert "inf" not in table([result])
+    assert "inf" not in accuracy_table([result])
 
 
 def test_the_table_has_a_line_for_each_level_and_marks_the_dominant_one():
-    lines = table([won(3, 1), won(5, 5)]).splitlines()
+    lines = accuracy_table([won(3, 1), won(5, 5)]).splitlines()
     assert len(lines) == 5
     assert " ".join(lines[1].split()) == (
         "tone (4) level 0 0.75 0.30 … 0.95 -0.25 -1.05 … 0.55 dominant"

@@ -5,8 +5,8 @@ from sweeping import few
 
 from mergekit_av.data.records import Record
 from mergekit_av.evaluation.accuracy import evaluate
-from mergekit_av.evaluation.measure.cache import Evaluator, Identity
-from mergekit_av.evaluation.measure.engine import Measurer
+from mergekit_av.evaluation.measure.cache import Cache, Identity
+from mergekit_av.evaluation.measure.engine import Engine
 from mergekit_av.evaluation.measure.store import Store
 from mergekit_av.evaluation.sweep.prompting import baseline, costs
 from mergekit_av.evaluation.tasks import asking_for, make_task
@@ -24,9 +24,8 @@ def test_the_baseline_is_the_base_with_an_instruction_in_each_query(
     task = make_task(model, tokenizer, domain, records, "test")
     with Store(tmp_path / "evaluations.jsonl") as store:
         knobs = Knobs(model, medical=vectors["medical"])
-        measurer = Measurer(knobs, model, tokenizer)
-        evaluator = Evaluator(
-            measurer,
+        cache = Cache(
+            Engine(knobs, model, tokenizer),
             Identity.of(
                 fingerprint(Checkpoint(base)),
                 knobs.vectors,
@@ -36,7 +35,7 @@ def test_the_baseline_is_the_base_with_an_instruction_in_each_query(
             ),
             store,
         )
-        found = baseline(evaluator, task)
+        found = baseline(cache, task)
         assert len(store) == 4
     assert list(found) == [None, "expert", "generic", "avoidance"]
     assert found[None][0] == evaluate(model, tokenizer, domain, records, progress=False)

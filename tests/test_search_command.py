@@ -19,7 +19,8 @@ from sweeping import sweep, train, write_rows
 
 from mergekit_av.data.domain import load_domain
 from mergekit_av.data.records import load_records
-from mergekit_av.evaluation.accuracy import as_json, evaluate
+from mergekit_av.evaluation.accuracy import evaluate
+from mergekit_av.evaluation.rendering import as_json
 from mergekit_av.evaluation.search.problem import combinations
 from mergekit_av.models.load import load_model, load_tokenizer
 from mergekit_av.vectors.extraction import extract

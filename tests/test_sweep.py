@@ -19,11 +19,12 @@ from mergekit_av.data.domain import load_domain
 from mergekit_av.data.records import Record, load_records
 from mergekit_av.evaluation.accuracy import evaluate
 from mergekit_av.evaluation.fluency import fluency
-from mergekit_av.evaluation.measure.cache import Evaluator, Identity
-from mergekit_av.evaluation.measure.engine import Measurer
-from mergekit_av.evaluation.measure.requests import Job
+from mergekit_av.evaluation.measure.cache import Cache, Identity
+from mergekit_av.evaluation.measure.engine import Engine
+from mergekit_av.evaluation.measure.requests import Generate, Score
 from mergekit_av.evaluation.measure.store import Store
-from mergekit_av.evaluation.sweep.sweep import parse_lambdas, sweep
+from mergekit_av.evaluation.sweep.grid import parse_grid
+from mergekit_av.evaluation.sweep.sweep import sweep
 from mergekit_av.evaluation.tasks import asking_for, make_task
 from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.io.fingerprint import fingerprint
@@ -51,19 +52,19 @@ from mergekit_av.runtime.knobs import Knobs
     ],
 )
 def test_ranges_and_lists(text, values):
-    assert parse_lambdas(text) == values
+    assert parse_grid(text) == values
 
 
 @settings(deadline=None)
 @given(st.integers(-300, 300), st.integers(0, 300), st.integers(1, 50))
 def test_values_are_the_decimals_one_would_write(low, count, step):
     high = low + count
-    found = parse_lambdas(f"{Decimal(low) / 100}:{Decimal(high) / 100}:{Decimal(step) / 100}")
+    found = parse_grid(f"{Decimal(low) / 100}:{Decimal(high) / 100}:{Decimal(step) / 100}")
     assert found == [float(f"{value / 100:.2f}") for value in range(low, high + 1, step)]
 
 
 def test_the_papers_range_holds_an_exact_0():
-    values = parse_lambdas("-1.5:1.5:0.1")
+    values = parse_grid("-1.5:1.5:0.1")
     assert len(values) == 31 and 0.0 in values and -0.3 in values
     assert str(values[15]) == "0.0"
 
@@ -91,7 +92,7 @@ def test_the_papers_range_holds_an_exact_0():
 )
 def test_what_is_no_range_is_refused_at_once(text, says):
     with pytest.raises(AVError) as error:
-        parse_lambdas(text)
+        parse_grid(text)
     assert says in str(error.value)
 
 
@@ -130,7 +131,8 @@ def test_answers_to_a_cut_prompt_are_kept_under_a_key_of_their_own(network, toke
             network, other, domain, records, "test", limit=2,
             new_tokens=decoding.max_new_tokens if decoding else 0,
         )  # fmt: skip
-        found = identity.key(Job({}, task, decoding))
+        request = Generate({}, task, decoding) if decoding else Score({}, task)
+        found = identity.key(request)
         assert found["tokens"] == digest_of(other, task.records)
         return found
 
@@ -215,23 +217,22 @@ def test_the_instruction_stands_before_the_query(network, tokenizer):
     assert [record.query for record in bare.records] == ["What helps?", "What?"]
 
 
-# The evaluator
+# The cache
 
 
 @pytest.fixture
 def make(base, vectors, tmp_path):
-    """Make evaluators over one store."""
+    """Make caches over one store."""
     stores = []
 
-    def make(names=("medical",), dtype="float32", source=base, **options) -> Evaluator:
+    def make(names=("medical",), dtype="float32", source=base, **options) -> Cache:
         model = load_model(source, dtype=dtype)
         knobs = Knobs(model, {name: vectors[name] for name in names}, **options)
         store = stores[0] if stores else Store(tmp_path / "evaluations.jsonl")
         stores.append(store)
         identity = fingerprint(Checkpoint(source))
-        measurer = Measurer(knobs, model, load_tokenizer(source))
-        return Evaluator(
-            measurer,
+        return Cache(
+            Engine(knobs, model, load_tokenizer(source)),
             Identity.of(identity, knobs.vectors, knobs.rounding, knobs.seed, model.dtype),
             store,
         )
@@ -241,115 +242,112 @@ def make(base, vectors, tmp_path):
         store.close()
 
 
-def task_of(evaluator, domain, records, split="test", **options):
-    return make_task(
-        evaluator.engine.model, evaluator.engine.tokenizer, domain, records, split, **options
-    )
+def task_of(cache, domain, records, split="test", **options):
+    return make_task(cache.engine.model, cache.engine.tokenizer, domain, records, split, **options)
 
 
 @pytest.mark.parametrize("value", [-0.7, 1.0])
 def test_it_measures_what_mergekit_would_have_written(make, base, vectors, tmp_path, value):
     domain = load_domain("medical")
     records = load_records(domain)
-    evaluator = make(dtype="auto")
-    task = task_of(evaluator, domain, records, "validation")
-    found = evaluator.result({"medical": value}, task)
+    cache = make(dtype="auto")
+    task = task_of(cache, domain, records, "validation")
+    found = cache.result({"medical": value}, task)
 
     recipe = make_recipe(base, {vectors["medical"]: value}, dtype="bfloat16")
     merge(recipe, tmp_path / "merged")
     merged = load_model(tmp_path / "merged", dtype="bfloat16")
     assert found == evaluate(
-        merged, evaluator.engine.tokenizer, domain, records, split="validation", progress=False
+        merged, cache.engine.tokenizer, domain, records, split="validation", progress=False
     )
-    assert found != evaluator.result({}, task)
+    assert found != cache.result({}, task)
 
-    answers = evaluator.written({"medical": value}, task, Decoding(8))
+    answers = cache.answers({"medical": value}, task, Decoding(8))
     assert answers == write_answers(
-        merged, evaluator.engine.tokenizer, task.records, Decoding(8), progress=False
+        merged, cache.engine.tokenizer, task.records, Decoding(8), progress=False
     )
 
 
 def test_afterwards_the_model_is_its_base_again(make, base, tmp_path):
-    evaluator = make()
-    task = task_of(evaluator, *few(tmp_path))
-    evaluator.result({"medical": 1.5}, task)
-    evaluator.written({"medical": 1.5}, task, Decoding(4))
+    cache = make()
+    task = task_of(cache, *few(tmp_path))
+    cache.result({"medical": 1.5}, task)
+    cache.answers({"medical": 1.5}, task, Decoding(4))
     original = load_model(base).state_dict()
-    state = evaluator.engine.model.state_dict()
+    state = cache.engine.model.state_dict()
     assert all(torch.equal(state[name], original[name]) for name in original)
-    assert evaluator.engine.knobs.lambdas == {"medical": 0}
+    assert cache.engine.knobs.lambdas == {"medical": 0}
 
 
 def test_what_was_measured_is_read_back(make, tmp_path):
-    evaluator = make()
-    task = task_of(evaluator, *few(tmp_path))
+    cache = make()
+    task = task_of(cache, *few(tmp_path))
     setting = {"medical": 0.5}
-    assert not evaluator.holds(Job(setting, task)) and not evaluator.holds(
-        Job(setting, task, Decoding(4))
-    )
-    first = evaluator.result(setting, task), evaluator.written(setting, task, Decoding(4))
-    assert evaluator.holds(Job(setting, task)) and evaluator.holds(Job(setting, task, Decoding(4)))
-    assert not evaluator.holds(Job(setting, task, Decoding(5)))
-    assert not evaluator.holds(Job(setting, task, Decoding(4, {"do_sample": True})))
-    evaluator.engine.knobs.detach()  # nothing can be measured any more
-    assert (evaluator.result(setting, task), evaluator.written(setting, task, Decoding(4))) == first
+    assert Score(setting, task) not in cache and Generate(setting, task, Decoding(4)) not in cache
+    first = cache.result(setting, task), cache.answers(setting, task, Decoding(4))
+    assert Score(setting, task) in cache and Generate(setting, task, Decoding(4)) in cache
+    assert Generate(setting, task, Decoding(5)) not in cache
+    assert Generate(setting, task, Decoding(4, {"do_sample": True})) not in cache
+    cache.engine.knobs.detach()  # nothing can be measured any more
+    assert (cache.result(setting, task), cache.answers(setting, task, Decoding(4))) == first
     with pytest.raises(AVError, match="detached"):
-        evaluator.result({"medical": 0.6}, task)
+        cache.result({"medical": 0.6}, task)
 
 
 def test_the_base_is_measured_once_for_all_vectors(make, tmp_path):
-    evaluator = make(("medical", "financial", "legal"))
-    task = task_of(evaluator, *few(tmp_path))
-    base = evaluator.result({"medical": 0.0}, task)
+    cache = make(("medical", "financial", "legal"))
+    task = task_of(cache, *few(tmp_path))
+    base = cache.result({"medical": 0.0}, task)
     other = make(("legal",), rounding="nearest", seed=7)
-    for some in (evaluator, other):
+    for some in (cache, other):
         for setting in ({}, {"legal": 0.0}, {"legal": -0.0}):
-            assert some.holds(Job(setting, task)) and some.result(setting, task) == base
-    assert len(evaluator.store) == 1
+            assert Score(setting, task) in some and some.result(setting, task) == base
+    assert len(cache.store) == 1
 
 
 def test_a_setting_is_the_same_however_it_is_written(make, tmp_path):
-    evaluator = make(("medical", "legal"))
-    task = task_of(evaluator, *few(tmp_path))
-    evaluator.result({"medical": 1, "legal": -0.5}, task)
-    assert evaluator.holds(Job({"legal": -0.5, "medical": 1.0}, task))
+    cache = make(("medical", "legal"))
+    task = task_of(cache, *few(tmp_path))
+    cache.result({"medical": 1, "legal": -0.5}, task)
+    assert Score({"legal": -0.5, "medical": 1.0}, task) in cache
     # The order in which vectors are added does change bits.
-    assert not make(("legal", "medical")).holds(Job({"legal": -0.5, "medical": 1.0}, task))
+    assert Score({"legal": -0.5, "medical": 1.0}, task) not in make(("legal", "medical"))
 
 
 def test_whatever_changes_the_numbers_makes_a_new_key(make, base, tmp_path):
     domain, records = few(tmp_path)
-    evaluator = make()
-    task = task_of(evaluator, domain, records)
+    cache = make()
+    task = task_of(cache, domain, records)
     setting = {"medical": 0.5}
-    evaluator.result(setting, task)
-    assert make().holds(Job(setting, task))
+    cache.result(setting, task)
+    assert Score(setting, task) in make()
 
-    assert not evaluator.holds(Job({"medical": 0.51}, task))
-    assert not make(("legal",)).holds(Job({"legal": 0.5}, task))
+    assert Score({"medical": 0.51}, task) not in cache
+    assert Score({"legal": 0.5}, task) not in make(("legal",))
     for options in ({"dtype": "bfloat16"}, {"rounding": "nearest"}, {"seed": 1}):
-        assert not make(**options).holds(Job(setting, task))
-    assert not evaluator.holds(Job(setting, task_of(evaluator, domain, records, limit=3)))
-    assert not evaluator.holds(Job(setting, task_of(evaluator, domain, records, "validation")))
-    assert not evaluator.holds(
-        Job(setting, asking_for(evaluator.engine.model, evaluator.engine.tokenizer, task, "expert"))
+        assert Score(setting, task) not in make(**options)
+    assert Score(setting, task_of(cache, domain, records, limit=3)) not in cache
+    assert Score(setting, task_of(cache, domain, records, "validation")) not in cache
+    assert (
+        Score(setting, asking_for(cache.engine.model, cache.engine.tokenizer, task, "expert"))
+        not in cache
     )
 
     content = [row(f"t{i}") for i in range(3)] + [row("t3", generic="See a nurse.")]
     changed = load_records(domain, write_rows(tmp_path / "changed.jsonl", content))
-    assert not evaluator.holds(Job(setting, task_of(evaluator, domain, changed)))
+    assert Score(setting, task_of(cache, domain, changed)) not in cache
     names = load_records(domain, write_rows(tmp_path / "x.jsonl", [row(i) for i in "abcd"]))
-    assert not evaluator.holds(Job(setting, task_of(evaluator, domain, names)))
+    assert Score(setting, task_of(cache, domain, names)) not in cache
 
     template = shutil.copytree(base, tmp_path / "template")
     (template / "chat_template.jinja").write_text(
         CHAT_TEMPLATE.replace("<|end|>", "<|end|>\n"), "utf-8"
     )
     other = make(source=template)
-    assert not other.holds(Job(setting, task_of(other, domain, records)))
+    assert Score(setting, task_of(other, domain, records)) not in other
 
     moved = make(source=make_other_base(tmp_path), transfer=True)
-    assert not moved.holds(Job(setting, task)) and not moved.holds(Job({}, task))
+    assert Score(setting, task) not in moved and Score({}, task) not in moved
 
 
 def make_other_base(tmp_path):
@@ -362,29 +360,29 @@ def make_other_base(tmp_path):
 
 
 def test_a_sweep_begins_at_the_base_and_moves_away_from_it(make, tmp_path):
-    evaluator = make()
+    cache = make()
     domain, records = few(tmp_path)
-    tasks = [task_of(evaluator, domain, records, split) for split in ("test", "validation")]
-    points = list(sweep(evaluator, "medical", [1.0, -0.5, 0.5], tasks, tasks[0], Decoding(4)))
+    tasks = [task_of(cache, domain, records, split) for split in ("test", "validation")]
+    points = list(sweep(cache, "medical", [1.0, -0.5, 0.5], tasks, tasks[0], Decoding(4)))
     assert [point.lambdas["medical"] for point in points] == [0, -0.5, 0.5, 1]
     for point in points:
         assert list(point.results) == [("medical", "test"), ("medical", "validation")]
         assert list(point.answers) == ["t0", "t1", "t2", "t3"]
         assert point.fluency == fluency(point.answers, point.results.values())
-        assert point.results["medical", "test"] == evaluator.result(point.lambdas, tasks[0])
-    (alone,) = sweep(evaluator, "medical", [0], tasks)
+        assert point.results["medical", "test"] == cache.result(point.lambdas, tasks[0])
+    (alone,) = sweep(cache, "medical", [0], tasks)
     assert alone.fluency is None and alone.answers == {}
     assert alone.results == points[0].results
 
 
 def test_the_bar_begins_with_what_was_kept(make, tmp_path, capsys):
-    evaluator = make()
-    tasks = [task_of(evaluator, *few(tmp_path))]
-    list(sweep(evaluator, "medical", [0.5, 1.0], tasks))
+    cache = make()
+    tasks = [task_of(cache, *few(tmp_path))]
+    list(sweep(cache, "medical", [0.5, 1.0], tasks))
     assert "0/3" in capsys.readouterr().err
-    list(sweep(evaluator, "medical", [0.25, 0.5, 1.0], tasks))
+    list(sweep(cache, "medical", [0.25, 0.5, 1.0], tasks))
     shown = capsys.readouterr().err
     assert "3/4" in shown and "4/4" in shown and "0/4" not in shown
     # Its rate is that of what is measured now.
-    list(sweep(evaluator, "medical", [0.5, 1.0], tasks))
+    list(sweep(cache, "medical", [0.5, 1.0], tasks))
     assert "3/3 [00:00<?, ?evaluation/s" in capsys.readouterr().err

@@ -1,21 +1,23 @@
-"""The paper's second metric: a language model says at which level answers are.
+"""The judge, the paper's second metric: a language model says at which level responses are.
 
 Its labels are worth what its agreement with known levels is, which is measured beside them.
 """
 
+import contextlib
 import hashlib
 import math
 import random
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_av.data.domain import Domain
-from mergekit_av.endpoints.client import Completion, Completions
+from mergekit_av.endpoints.client import Completion, Completions, connect
+from mergekit_av.endpoints.config import ClientConfig
 from mergekit_av.evaluation.measure.store import Store
 from mergekit_av.text.template import Template
 
@@ -28,37 +30,71 @@ THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 LETTER = re.compile(r"[\W_]*([A-Z])[\W_]*")
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Configure a judge.
+
+    Attributes:
+        client: of the model that judges; it is asked at temperature 0.
+        sample: so many answers in each domain, at most.
+        repeats: judgements of each response.
+        max_tokens: of a judgement, with what the judge thinks.
+        rubric: what the judge is told, a text with the placeholders of `PLACEHOLDERS`.
+        store: the file that keeps answers and judgements.
+    """
+
+    client: ClientConfig
+    sample: int = 20
+    repeats: int = 1
+    max_tokens: int = 512
+    rubric: Path = RUBRIC
+    store: Path = Path("runs/judgements.jsonl")
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["Judge"]:
+        """Open the judge and its store.
+
+        Raises:
+            UsageError: no model is named.
+            AVError: its key is missing, the rubric is wrong, or another process has the store.
+        """
+        client = connect(self.client, temperature=0.0)
+        rubric = Template(self.rubric, PLACEHOLDERS, NEEDED)
+        with Store(self.store) as store:
+            yield Judge(client, rubric, store, repeats=self.repeats, max_tokens=self.max_tokens)
+
+
 @dataclass(frozen=True)
-class Item:
-    """An answer to be labelled.
+class Response:
+    """A response to be labelled.
 
     Attributes:
         id: of its record.
-        known: the level that it was written for; None where a model wrote it.
+        level: the level that it was written for; None where a model wrote it.
     """
 
     id: str
     query: str
-    answer: str
-    known: str | None = None
+    text: str
+    level: str | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of an item.
+    """The labels that a judge gives a response.
 
     Attributes:
         labels: of each repeat; None where the reply was no label.
         cut_off: replies that ran out of tokens.
     """
 
-    item: Item
+    response: Response
     labels: tuple[str | None, ...]
     cut_off: int = 0
 
     @property
     def label(self) -> str | None:
-        """The label of most repeats; None where there is none, or two share the first place."""
+        """Label of most repeats; None where there is none, or two share the first place."""
         ranked = Counter(label for label in self.labels if label).most_common(2)
         if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
             return None
@@ -72,7 +108,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Option:
-    """A level as a judge is shown it."""
+    """A level as it is shown to a judge."""
 
     letter: str
     level: str
@@ -81,7 +117,7 @@ class _Option:
 
 @dataclass(frozen=True)
 class _Question:
-    """What a judge is asked once.
+    """One question to a judge.
 
     Attributes:
         options: in the order in which they are shown.
@@ -91,23 +127,23 @@ class _Question:
     options: tuple[_Option, ...]
 
     def label(self, reply: str) -> str | None:
-        """The level that a reply names; None where it is anything but one of the letters."""
+        """Return the level that a reply names; None where it is anything but one of the letters."""
         found = LETTER.fullmatch(THOUGHTS.sub("", reply).strip())
         levels = {option.letter: option.level for option in self.options}
         return levels.get(found[1]) if found else None
 
 
 class Judge:
-    """A judge and its rubric.
+    """Label responses with a model and a rubric.
 
     The levels are shown as lettered options. Their order, their letters, and their wording, where the
-    domain has paraphrases, are drawn for each item and repeat, so that a preference for a place or a
+    domain has paraphrases, are drawn for each response and repeat, so that a preference for a place or a
     letter cancels out instead of making a level, and no single phrase decides.
 
     Args:
         rubric: has the placeholders of `PLACEHOLDERS`.
         store: keeps every reply; none is paid for twice.
-        repeats: judgements of each item.
+        repeats: judgements of each response.
         max_tokens: of a reply, with what the judge thinks.
     """
 
@@ -117,13 +153,13 @@ class Judge:
         self.client, self.rubric, self.store = client, rubric, store
         self.repeats, self.max_tokens = repeats, max_tokens
 
-    def judge(self, items: Sequence[Item], domain: Domain) -> list[Verdict]:
-        """Label each item.
+    def judge(self, responses: Sequence[Response], domain: Domain) -> list[Verdict]:
+        """Label each response.
 
         Raises:
             AVError: the endpoint fails for good, or the budget is spent; what was judged is kept.
         """
-        asked = {item: self._questions(item, domain) for item in items}
+        asked = {response: self._questions(response, domain) for response in responses}
         # The same answer to the same query is the same question.
         every = {question.prompt: question for some in asked.values() for question in some}
         missing = [question for question in every.values() if self._key(question) not in self.store]
@@ -133,17 +169,22 @@ class Judge:
             return await self.client.complete(messages, max_tokens=self.max_tokens)
 
         def keep(question: _Question, reply: Completion) -> None:
-            said = {"text": reply.text, "finish_reason": reply.finish_reason}
-            self.store.put(self._key(question), said)
+            value = {"text": reply.text, "finish_reason": reply.finish_reason}
+            self.store.put(self._key(question), value)
 
         self.client.run(
-            missing, ask, keep, total=len(every), done=len(every) - len(missing),
-            desc=f"Judging {domain.name}", unit="judgement",
-        )  # fmt: skip
-        return [self._verdict(item, questions) for item, questions in asked.items()]
+            missing,
+            ask,
+            keep,
+            total=len(every),
+            done=len(every) - len(missing),
+            desc=f"Judging {domain.name}",
+            unit="judgement",
+        )
+        return [self._verdict(response, questions) for response, questions in asked.items()]
 
     def as_json(self) -> dict[str, Any]:
-        """How it judges, and what it has cost since it was made."""
+        """Return how it judges, and what it has cost since it was made."""
         return {
             "model": self.client.endpoint.model,
             "rubric": self.rubric.fingerprint,
@@ -152,14 +193,14 @@ class Judge:
             "spent": self.client.spending.now.as_json(),
         }
 
-    def _questions(self, item: Item, domain: Domain) -> list[_Question]:
-        draw = random.Random("\0".join([item.query, item.answer, *domain.levels]))
+    def _questions(self, response: Response, domain: Domain) -> list[_Question]:
+        draw = random.Random("\0".join([response.query, response.text, *domain.levels]))
         return [
             _Question(
                 self.rubric.fill(
                     description=domain.description or domain.name,
-                    query=item.query,
-                    answer=item.answer or "(The answer is empty.)",
+                    query=response.query,
+                    answer=response.text or "(The answer is empty.)",
                     options="\n".join(f"{option.letter}) {option.wording}" for option in options),
                     letters=_either(sorted(option.letter for option in options)),
                 ),
@@ -168,11 +209,11 @@ class Judge:
             for options in _arrangements(domain, self.repeats, draw)
         ]
 
-    def _verdict(self, item: Item, questions: Sequence[_Question]) -> Verdict:
+    def _verdict(self, response: Response, questions: Sequence[_Question]) -> Verdict:
         replies = [self.store.get(self._key(question)) for question in questions]
         pairs = zip(questions, replies, strict=True)
         labels = tuple(question.label(reply["text"]) for question, reply in pairs)
-        return Verdict(item, labels, sum(r["finish_reason"] == "length" for r in replies))
+        return Verdict(response, labels, sum(r["finish_reason"] == "length" for r in replies))
 
     def _key(self, question: _Question) -> dict[str, Any]:
         return {
@@ -184,7 +225,7 @@ class Judge:
 
 
 def _arrangements(domain: Domain, count: int, draw: random.Random) -> list[tuple[_Option, ...]]:
-    """So many ways to show levels as options, each once while there are others."""
+    """Draw so many ways to show levels as options, each once while there are others."""
     levels, found = list(domain.levels), []
     letters = string.ascii_uppercase[: len(levels)]
     ways = math.factorial(len(levels)) ** 2

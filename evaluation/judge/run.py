@@ -1,9 +1,10 @@
-"""From a model to judged answers."""
+"""Judged generation accuracy of a model."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mergekit_av.data.domain import Domain
 from mergekit_av.data.records import Record
@@ -11,16 +12,13 @@ from mergekit_av.evaluation.tasks import Task, make_task
 from mergekit_av.models.decoding import Decoding
 from mergekit_av.models.generation import Answer, write_answers
 
-from .judge import Item, Judge
-from .tally import Judged
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from .judge import Judge, Response
+from .tally import JudgeResult
 
 
 def judge_model(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
     domain: Domain,
     records: Sequence[Record],
@@ -29,8 +27,8 @@ def judge_model(
     split: str,
     sample: int,
     decoding: Decoding,
-) -> Judged:
-    """Judged generation accuracy (section "Metrics" of the paper), with the same judge's agreement
+) -> JudgeResult:
+    """Measure judged generation accuracy (section "Metrics" of the paper), with the same judge's agreement
     with the known levels of the sampled records' own responses.
 
     Args:
@@ -41,26 +39,30 @@ def judge_model(
     Raises:
         AVError: no record fits the context, or see `Judge.judge`.
     """
-    mixed = sorted(records, key=lambda record: hashlib.sha256(record.id.encode()).digest())
+    shuffled = sorted(records, key=lambda record: hashlib.sha256(record.id.encode()).digest())
     task = make_task(
-        model, tokenizer, domain, mixed, split, limit=sample, new_tokens=decoding.max_new_tokens
+        model, tokenizer, domain, shuffled, split, limit=sample, new_tokens=decoding.max_new_tokens
     )
     answers = _answers(model, tokenizer, fingerprint, task, judge, decoding)
-    written = [Item(record.id, record.query, answers[record.id].text) for record in task.records]
-    known = [
-        Item(record.id, record.query, text, level)
-        for record in task.records
-        for level, text in record.responses.items()
-    ]
-    verdicts = judge.judge([*written, *known], domain)
-    levels = list(domain.levels)
-    return Judged.of(domain.name, split, levels, verdicts[: len(written)], verdicts[len(written) :])
+    answered, known = [], []
+    for record in task.records:
+        answered.append(Response(record.id, record.query, answers[record.id].text))
+        for level, text in record.responses.items():
+            known.append(Response(record.id, record.query, text, level))
+    verdicts = judge.judge([*answered, *known], domain)
+    of_answers, of_known = verdicts[: len(answered)], verdicts[len(answered) :]
+    return JudgeResult.of(domain, split, of_answers, of_known)
 
 
 def _answers(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", fingerprint: str, task: Task,
-    judge: Judge, decoding: Decoding,
-) -> dict[str, Answer]:  # fmt: skip
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    fingerprint: str,
+    task: Task,
+    judge: Judge,
+    decoding: Decoding,
+) -> dict[str, Answer]:
+    """Answer the records' queries, or read the answers that the judge's store keeps."""
     key = {
         "answers_of": fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),

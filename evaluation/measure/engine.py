@@ -1,28 +1,40 @@
-"""A model with knobs, measured at settings of them."""
+"""The engine that measures a model with knobs, in this process."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mergekit_av.models.chat import ensure_chat_template
 from mergekit_av.models.generation import write_answers
-from mergekit_av.models.load import load_model
+from mergekit_av.models.load import load_model, load_tokenizer
 from mergekit_av.models.scoring import mean_log_probs
 from mergekit_av.runtime.knobs import Knobs
 from mergekit_av.vectors.arithmetic import Rounding
 
-from .requests import Job, Measured
+from .requests import Generate, Measured, Request, Score
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+log = logging.getLogger(__name__)
+
+
+def load_chat_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; where it has no chat template, with ours, which is logged."""
+    tokenizer = load_tokenizer(base)
+    if notice := ensure_chat_template(tokenizer):
+        log.warning("%s: %s", base, notice)
+    return tokenizer
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a measurer is made of, in whatever process.
+class EngineConfig:
+    """Describe an engine, for this process or another.
 
     Attributes:
-        base: folder.
+        base: folder or Hub id.
         vectors: name → folder.
         dtype, device: see `load_model`.
         rounding, seed, transfer: see `Knobs`.
@@ -36,7 +48,7 @@ class Setup:
     seed: int
     transfer: bool
 
-    def measurer(self, tokenizer: "PreTrainedTokenizerBase") -> "Measurer":
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> "Engine":
         """Load the model and the vectors.
 
         Args:
@@ -47,33 +59,36 @@ class Setup:
         """
         model = load_model(self.base, self.dtype, self.device)
         options = {"rounding": self.rounding, "seed": self.seed, "transfer": self.transfer}
-        return Measurer(Knobs(model, self.vectors, **options), model, tokenizer)
+        return Engine(Knobs(model, self.vectors, **options), model, tokenizer)
 
 
-class Measurer:
-    """Measures in this process. The model is its base again after each measurement."""
+class Engine:
+    """Measure one request after the other. After each the model is its base again."""
 
-    def __init__(
-        self, knobs: Knobs, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
-    ):
+    def __init__(self, knobs: Knobs, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.knobs, self.model, self.tokenizer = knobs, model, tokenizer
 
-    def measure(self, jobs: Sequence[Job]) -> Iterator[Measured]:
-        """Each job as it is done."""
-        for number, job in enumerate(jobs):
+    def measure(self, requests: Sequence[Request]) -> Iterator[Measured]:
+        """Yield the reply to each request as it is done."""
+        for number, request in enumerate(requests):
             start = time.perf_counter()
-            value = self._scores(job) if job.decoding is None else self._answers(job)
+            match request:
+                case Score():
+                    value = self._score(request)
+                case Generate():
+                    value = self._generate(request)
             yield Measured(number, value, time.perf_counter() - start)
 
-    def _scores(self, job: Job) -> list[list[float]]:
-        with self._at(job.lambdas) as model:
-            return mean_log_probs(model, self.tokenizer, job.task.records).tolist()
+    def _score(self, request: Score) -> list[list[float]]:
+        with self._at(request.lambdas) as model:
+            return mean_log_probs(model, self.tokenizer, request.task.records).tolist()
 
-    def _answers(self, job: Job) -> dict[str, Any]:
-        records = job.task.records
-        with self._at(job.lambdas) as model:
-            answers = write_answers(model, self.tokenizer, records, job.decoding, progress=False)
+    def _generate(self, request: Generate) -> dict[str, Any]:
+        with self._at(request.lambdas) as model:
+            answers = write_answers(
+                model, self.tokenizer, request.task.records, request.decoding, progress=False
+            )
         return {"answers": {id: asdict(answer) for id, answer in answers.items()}}
 
-    def _at(self, lambdas: Mapping[str, float]):
+    def _at(self, lambdas: Mapping[str, float]) -> AbstractContextManager[PreTrainedModel]:
         return self.knobs.at({**dict.fromkeys(self.knobs.vectors, 0.0), **lambdas})

@@ -1,34 +1,60 @@
-"""What is asked of an engine, and what it returns."""
+"""Requests to an engine, and its replies."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from mergekit_av.evaluation.tasks import Task
 from mergekit_av.models.decoding import Decoding
 
 
-class Job(NamedTuple):
-    """What to measure.
+@dataclass(frozen=True)
+class Score:
+    """Ask for the mean log-probabilities of the records' own responses.
 
     Attributes:
         lambdas: vector → λ; vectors that are not named are at 0.
         task: the records.
-        decoding: how the model answers the records' prompts; None where the records' own
-            responses are scored.
     """
 
     lambdas: Mapping[str, float]
     task: Task
-    decoding: Decoding | None = None
+
+    def key(self) -> dict[str, Any]:
+        """Return what a store's key says of the records."""
+        return self.task.key()
 
 
-class Measured(NamedTuple):
-    """What came out.
+@dataclass(frozen=True)
+class Generate:
+    """Ask for the model's own answers to the records' prompts.
 
     Attributes:
-        number: of the job, in the list that it was part of.
-        value: for a store. Of responses the mean log-probabilities, nats per token, a list a
-            record; of answers the texts.
+        lambdas: vector → λ; vectors that are not named are at 0.
+        task: the records.
+        decoding: how the answers are written.
+    """
+
+    lambdas: Mapping[str, float]
+    task: Task
+    decoding: Decoding
+
+    def key(self) -> dict[str, Any]:
+        """Return what a store's key says of the records, and of how they are answered."""
+        return {**self.task.key(), **self.task.answers_key(), **self.decoding.key()}
+
+
+Request = Score | Generate
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The reply to a request.
+
+    Attributes:
+        number: place of the request in the list that it was part of.
+        value: JSON for a store. Of `Score` a list a record: the mean log-probability of each
+            level, nats per token. Of `Generate` `answers`: record id → text and whether it ended.
         seconds: how long it took.
     """
 

@@ -1,4 +1,4 @@
-"""Evaluations on disk: each kept when it is done, none made twice."""
+"""The store of evaluations on disk: each kept when it is done, none made twice."""
 
 import hashlib
 import json
@@ -42,11 +42,11 @@ class Store:
                 ) from error
 
     def get(self, key: Mapping[str, Any]) -> Any | None:
-        """What was put under the key, or None."""
+        """Return what was put under the key, or None."""
         return self._entry(key)[0]
 
     def seconds(self, key: Mapping[str, Any]) -> float:
-        """How long what was put under the key took; 0 where there is nothing, or it does not say."""
+        """Return how long what was put under the key took; 0 where it does not say."""
         return self._entry(key)[1]
 
     def __contains__(self, key: Mapping[str, Any]) -> bool:

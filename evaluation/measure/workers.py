@@ -5,16 +5,16 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mergekit_av.errors import AVError
-from mergekit_av.evaluation.inputs import tokenizer_of
 
-from .engine import Setup
-from .requests import Job, Measured
+from .engine import EngineConfig, load_chat_tokenizer
+from .requests import Measured, Request
 
 
 class Workers:
-    """So many measurers, each in a process of its own. To be used in a `with`.
+    """So many engines, each in a process of its own. To be used in a `with`.
 
     A Ray cluster that is running (`ray start`, with RAY_ADDRESS set) is used; else Ray is started on
     this machine, and stopped at the end.
@@ -24,7 +24,7 @@ class Workers:
             or a worker cannot load what it measures.
     """
 
-    def __init__(self, setup: Setup, count: int):
+    def __init__(self, config: EngineConfig, count: int):
         self._ray = ray = _load_ray()
         with _as_av_error(ray):
             terminate = signal.getsignal(signal.SIGTERM)
@@ -34,28 +34,28 @@ class Workers:
                 if threading.current_thread() is threading.main_thread() and terminate is not None:
                     signal.signal(signal.SIGTERM, terminate)
                 worker = ray.remote(_Worker).options(
-                    **_share(ray.cluster_resources(), setup, count)
+                    **_share(ray.cluster_resources(), config, count)
                 )
                 self._workers = [worker.remote() for _ in range(count)]
-                ray.get([worker.load.remote(setup) for worker in self._workers])
+                ray.get([worker.load.remote(config) for worker in self._workers])
             except BaseException:
                 ray.shutdown()
                 raise
 
-    def measure(self, jobs: Sequence[Job]) -> Iterator[Measured]:
-        """Each job as it is done, in any order.
+    def measure(self, requests: Sequence[Request]) -> Iterator[Measured]:
+        """Yield the reply to each request as it is done, in any order.
 
         Raises:
             AVError: what a worker raises; or a worker died.
         """
         pool = self._ray.util.ActorPool(self._workers)
-        results = pool.map_unordered(
-            lambda worker, job: worker.measure.remote(*job), enumerate(jobs)
+        replies = pool.map_unordered(
+            lambda worker, numbered: worker.measure.remote(*numbered), enumerate(requests)
         )
-        for _ in jobs:
+        for _ in requests:
             with _as_av_error(self._ray):
-                found = next(results)
-            yield found
+                reply = next(replies)
+            yield reply
 
     def __enter__(self) -> "Workers":
         return self
@@ -65,25 +65,25 @@ class Workers:
 
 
 class _Worker:
-    """What runs in the other process."""
+    """The engine in the other process."""
 
-    def load(self, setup: Setup) -> None:
+    def load(self, config: EngineConfig) -> None:
         # Not in __init__: Ray would tell no more of an error there than that the process is gone.
-        self._measurer = setup.measurer(tokenizer_of(setup.base))
+        self._engine = config.load(load_chat_tokenizer(config.base))
 
-    def measure(self, number: int, job: Job) -> Measured:
-        [found] = self._measurer.measure([job])
-        return found._replace(number=number)
+    def measure(self, number: int, request: Request) -> Measured:
+        [reply] = self._engine.measure([request])
+        return replace(reply, number=number)
 
 
-def _share(resources: dict[str, float], setup: Setup, count: int) -> dict[str, int]:
-    """What one of the workers gets: a GPU where there are any, and its part of the cores, which
-    Ray makes the number of its threads."""
+def _share(resources: dict[str, float], config: EngineConfig, count: int) -> dict[str, int]:
+    """Return what one of the workers gets: a GPU where there are any, and its part of the cores,
+    which Ray makes the number of its threads."""
     cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    on_gpus = gpus > 0 and setup.device != "cpu"
-    there, kind = (gpus, "GPUs") if on_gpus else (cores, "cores")
-    if count > there:
-        raise AVError(f"{count} workers need as many {kind}, and there are {there}")
+    on_gpus = gpus > 0 and config.device != "cpu"
+    available, kind = (gpus, "GPUs") if on_gpus else (cores, "cores")
+    if count > available:
+        raise AVError(f"{count} workers need as many {kind}, and there are {available}")
     return {"num_cpus": max(1, cores // count), "num_gpus": int(on_gpus)}
 
 
@@ -99,7 +99,7 @@ def _load_ray():
 
 @contextlib.contextmanager
 def _as_av_error(ray) -> Iterator[None]:
-    """What goes wrong in a worker as it would be said in this process."""
+    """Raise what goes wrong in a worker as it would be raised in this process."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:

@@ -1,4 +1,4 @@
-"""What each vector moves, in its own domain and in the others (over-generalisation)."""
+"""Effects: what each vector moves, in its own domain and in the others (over-generalisation)."""
 
 from collections.abc import Sequence
 from itertools import combinations_with_replacement, pairwise
@@ -12,7 +12,7 @@ from .problem import Question
 def effects(
     question: Question, settings: Sequence[Setting]
 ) -> dict[tuple[str, str, str], dict[str, float]]:
-    """How fast each λ moves one level over the next, about the base.
+    """Measure how fast each λ moves one level over the next, about the base.
 
     The linear terms of a quadratic in the coefficients that is fitted (least squares) to the means
     over the records, at the settings where the language holds.

@@ -14,7 +14,7 @@ from .problem import CHANGE, TEMPERATURE, Goal, Point, Question
 
 @dataclass(frozen=True)
 class Setting:
-    """What was measured at a point.
+    """The measurements at a point.
 
     Attributes:
         scores: domain → mean log-probabilities of the validation records, (records, levels), nats
@@ -29,7 +29,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Landscape:
-    """What was measured, or is predicted, at many points at once.
+    """The scores of many points at once, measured or predicted.
 
     Attributes:
         points: (points, vectors).
@@ -46,10 +46,19 @@ class Landscape:
 
     @classmethod
     def of(
-        cls, question: Question, points: np.ndarray, scores: Mapping[str, np.ndarray],
+        cls,
+        question: Question,
+        points: np.ndarray,
+        scores: Mapping[str, np.ndarray],
         damage: np.ndarray,
-    ) -> "Landscape":  # fmt: skip
-        """From scores of the shape (points, records, levels)."""
+    ) -> "Landscape":
+        """Score points.
+
+        Args:
+            points: (points, vectors).
+            scores: domain → mean log-probabilities, (points, records, levels), nats per token.
+            damage: (points,).
+        """
         margins, smooth = {}, {}
         for domain, levels in question.levels.items():
             values = scores[domain]
@@ -63,7 +72,7 @@ class Landscape:
 
     @classmethod
     def seen(cls, question: Question, settings: Sequence[Setting]) -> "Landscape":
-        """What was measured."""
+        """Score the settings that were measured."""
         return cls.of(
             question,
             np.array([setting.point for setting in settings], dtype=float),
@@ -75,16 +84,16 @@ class Landscape:
         )
 
     def worst(self, goal: Goal, smooth: bool = False) -> np.ndarray:
-        """(points,): the smallest margin among those of the wanted levels."""
+        """Return the smallest margin among those of the wanted levels, (points,)."""
         found = self.smooth if smooth else self.margins
         return np.min([found[wanted] for wanted in goal.items()], axis=0)
 
     def met(self, question: Question, goal: Goal) -> np.ndarray:
-        """(points,): whether every wanted level is dominant while the language holds."""
+        """Return whether every wanted level is dominant while the language holds, (points,)."""
         return (self.worst(goal) > 0) & (self.damage <= question.tolerance)
 
     def value(self, question: Question, goal: Goal) -> np.ndarray:
-        """(points,): how good an answer each point is, for comparing them.
+        """Return how good an answer each point is, (points,), for comparing them.
 
         The smoothed margin less the change; 3 more where the goal is met; and where the language is
         broken less than any of these, the more so the more it is broken.
@@ -96,7 +105,7 @@ class Landscape:
 
 
 def obstacles(question: Question, goal: Goal, seen: Landscape) -> list[str]:
-    """What stands in the way of a goal that nothing seen meets, a sentence each.
+    """Return what stands in the way of a goal that nothing seen meets, a sentence each.
 
     The wanted levels that are dominant nowhere; else the pairs that are never dominant together.
     """

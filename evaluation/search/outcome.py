@@ -1,14 +1,16 @@
-"""What a search found for a goal: the best setting, and what it does on records it was not chosen on."""
+"""The outcome of a search for a goal: the best setting, and what it does on test records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mergekit_av.evaluation.accuracy import Result
-from mergekit_av.evaluation.measure.cache import Evaluator
+from tqdm import tqdm
 
-from .landscape import obstacles
-from .problem import Goal
-from .search import Records, Search
+from mergekit_av.evaluation.accuracy import Result
+from mergekit_av.evaluation.measure.cache import Cache
+
+from .landscape import Landscape, Setting, obstacles
+from .problem import Goal, Question
+from .workload import Workload
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Outcome:
     test_damage: float | None = None
 
     @property
+    def wanted(self) -> str:
+        """The goal as it is typed."""
+        return " ".join(f"{domain}={level}" for domain, level in self.goal.items())
+
+    @property
     def holds(self) -> bool:
         """Whether every wanted level is dominant on the test records as well."""
         return bool(self.tests) and all(
@@ -54,38 +61,57 @@ class Outcome:
 
 
 def share_margin(result: Result, level: str) -> float:
-    """By how much of the records a level leads the best other."""
+    """Return by how much of the records a level leads the best other."""
     others = [share.value for other, share in result.accuracy.items() if other != level]
     return result.accuracy[level].value - max(others)
 
 
-def outcome(search: Search, goal: Goal) -> Outcome:
-    """The best of what a search has seen, as yet untested.
+def best_outcome(question: Question, settings: Sequence[Setting], goal: Goal) -> Outcome:
+    """Return the best of the settings that were measured, as yet untested.
 
-    Raises:
-        ValueError: it has seen nothing.
+    Args:
+        settings: one at least.
     """
-    question, seen = search.question, search.seen()
-    best = int(seen.value(question, goal).argmax())
-    setting, met = search.settings[best], bool(seen.met(question, goal)[best])
+    measured = Landscape.seen(question, settings)
+    best = int(measured.value(question, goal).argmax())
+    met = bool(measured.met(question, goal)[best])
     return Outcome(
         goal=dict(goal),
-        lambdas=question.setting(setting.point),
+        lambdas=question.setting(settings[best].point),
         met=met,
-        margin=float(seen.worst(goal)[best]),
-        damage=setting.damage,
-        obstacles=[] if met else obstacles(question, goal, seen),
+        margin=float(measured.worst(goal)[best]),
+        damage=settings[best].damage,
+        obstacles=[] if met else obstacles(question, goal, measured),
     )
 
 
-def tested(found: Outcome, evaluator: Evaluator, records: Records) -> Outcome:
-    """The same, with what its setting does on the test records."""
-    results = {task.name: evaluator.result(found.lambdas, task) for task in records.scored}
-    damage = records.damage(evaluator, found.lambdas) if records.written else None
+def measure_tests(outcomes: Sequence[Outcome], cache: Cache, workload: Workload) -> list[Outcome]:
+    """Measure on test records what meets its goal; a single goal's nearest as well.
+
+    Args:
+        workload: the test records.
+
+    Returns:
+        All outcomes, some of them tested.
+    """
+    due = [found.met or len(outcomes) == 1 for found in outcomes]
+    settings = [found.lambdas for found, is_due in zip(outcomes, due, strict=True) if is_due]
+    if workload.queries and settings:
+        settings.append({})  # the base, which the guard compares with
+    once = {tuple(lambdas.items()): lambdas for lambdas in settings}.values()
+    requests = [request for lambdas in once for request in workload.requests(lambdas)]
+    kept = sum(request in cache for request in requests)
+    with tqdm(total=len(requests), initial=kept, desc="Testing", unit="evaluation") as bar:
+        for _ in cache.measure(requests):
+            bar.update()
+    return [
+        _tested(found, cache, workload) if is_due else found
+        for found, is_due in zip(outcomes, due, strict=True)
+    ]
+
+
+def _tested(found: Outcome, cache: Cache, workload: Workload) -> Outcome:
+    """Return the same, with what its setting does on the test records."""
+    results = {task.name: cache.result(found.lambdas, task) for task in workload.scored}
+    damage = workload.damage(cache, found.lambdas) if workload.queries else None
     return replace(found, tests=results, test_damage=damage)
-
-
-def count(outcomes: Sequence[Outcome]) -> tuple[int, int]:
-    """How many goals are met on the validation records, and how many of these on the test records."""
-    met = [found for found in outcomes if found.met]
-    return len(met), sum(found.holds for found in met)

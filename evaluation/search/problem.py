@@ -1,4 +1,4 @@
-"""The question a search answers: which coefficients bring out the wanted level in every domain?
+"""The problem of a search: which coefficients bring out the wanted level in every domain?
 
 Among the points of a lattice, those count at which every wanted level is dominant while the
 language holds; the best of them has the largest worst margin. A share of a few records moves in
@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-from mergekit_av.errors import AVError
+from mergekit_av.errors import AVError, UsageError
 
 # Coefficients, one a vector.
 Point = tuple[float, ...]
+# A coefficient as it may be typed.
+Number = Decimal | float | str
 # Domain → the level that is wanted there.
 Goal = Mapping[str, str]
 # λ of one vector, and points of a lattice.
@@ -47,7 +49,7 @@ class Question:
         return math.prod(map(len, self.axes.values()))
 
     def lattice(self) -> list[Point]:
-        """All points.
+        """Return all points.
 
         Raises:
             AVError: there are more than memory holds.
@@ -57,19 +59,19 @@ class Question:
         return list(itertools.product(*self.axes.values()))
 
     def setting(self, point: Point) -> dict[str, float]:
-        """Vector → λ."""
+        """Return vector → λ at a point."""
         return dict(zip(self.axes, point, strict=True))
 
 
-def axis(low: float | str, high: float | str, step: float | str) -> tuple[float, ...]:
-    """The multiples of `step` from `low` to `high`, as the decimals one would write.
+def axis(low: Number, high: Number, step: Number) -> tuple[float, ...]:
+    """Return the multiples of `step` from `low` to `high`, as the decimals one would write.
 
     Raises:
-        AVError: there are none, or the step is not positive.
+        UsageError: there are none, or the step is not positive.
     """
     lowest, highest, width = (Decimal(str(value)) for value in (low, high, step))
     if width <= 0:
-        raise AVError(f"the step {step} must be positive")
+        raise UsageError(f"the step {step} must be positive")
     try:
         first = (lowest / width).to_integral_value(ROUND_CEILING)
         last = (highest / width).to_integral_value(ROUND_FLOOR)
@@ -77,15 +79,15 @@ def axis(low: float | str, high: float | str, step: float | str) -> tuple[float,
     except ArithmeticError:  # beyond what a Decimal holds
         count = Decimal("inf")
     if count >= MOST:
-        raise AVError(f"there are {count:,.0f} multiples of {step}: take a larger step")
+        raise UsageError(f"there are {count:,.0f} multiples of {step}: take a larger step")
     if first > last:
-        raise AVError(f"no multiple of {step} lies from {low} to {high}")
+        raise UsageError(f"no multiple of {step} lies from {low} to {high}")
     # + 0.0 makes -0.0 a 0.
     return tuple(float(i * width) + 0.0 for i in range(int(first), int(last) + 1))
 
 
 def combinations(levels: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """Every way to want a level in each domain."""
+    """Return every way to want a level in each domain."""
     return [
         dict(zip(levels, chosen, strict=True)) for chosen in itertools.product(*levels.values())
     ]

@@ -1,4 +1,4 @@
-"""A setting as a mergekit recipe that anyone can run."""
+"""Mergekit recipes of settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mergekit_av.merge.recipe import METHOD
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What the recipes of a search have in common.
+    """The parts that the recipes of a search have in common.
 
     Attributes:
         base: folder or Hub id.
@@ -32,7 +32,7 @@ class Ingredients:
 def recipe(
     ingredients: Ingredients, lambdas: Mapping[str, float], comments: Sequence[str] = ()
 ) -> str:
-    """YAML for mergekit-yaml. Where the settings were measured in `dtype`, it writes the very
+    """Return YAML for mergekit-yaml. Where the settings were measured in `dtype`, it writes the very
     weights that were measured.
 
     Args:
@@ -70,7 +70,7 @@ def recipe(
 
 
 def _reference(source: str) -> str:
-    """As a recipe must name it: mergekit takes a bare `avs/medical` for a Hub id as well."""
+    """Return a source as a recipe must name it: mergekit takes a bare `avs/medical` for a Hub id as well."""
     path = Path(source).expanduser()
     if path.is_absolute() or not path.is_dir():
         return str(path) if path.is_dir() else source

@@ -1,4 +1,4 @@
-"""How a search chooses the settings to measure: each strategy from all that was seen so far.
+"""Strategies: how a search chooses the settings to measure, from all that was seen so far.
 
 A strategy knows nothing of models, stores or processes, and has no state: asked again with the same
 settings it gives the same answer, so that an interrupted search goes on as if nothing had been.
@@ -22,10 +22,12 @@ from .surfaces import Surfaces
 MOST, SAMPLE = 1 << 17, 1 << 15
 # Settings that are measured before what was learnt of them chooses the next ones.
 BATCH = 4
+# Whether its goal is met already, the margin it misses 0 by, and a point: the smallest comes first.
+Promise = tuple[bool, float, Point]
 
 
 class Strategy(Protocol):
-    """Chooses settings.
+    """Choose settings.
 
     Attributes:
         minimum: settings without which it can say nothing.
@@ -36,12 +38,12 @@ class Strategy(Protocol):
     def __init__(self, question: Question, goals: Sequence[Goal]): ...
 
     def next(self, seen: Sequence[Setting]) -> list[Point]:
-        """The settings to measure next, best first; none where more would not help."""
+        """Return the settings to measure next, best first; none where more would not help."""
         ...
 
 
 class Grid:
-    """The paper's: every point of the lattice."""
+    """Measure every point of the lattice, as the paper does."""
 
     def __init__(self, question: Question, goals: Sequence[Goal]):
         self.question, self.minimum = question, question.size
@@ -55,8 +57,8 @@ class Grid:
 
 
 class Hierarchical:
-    """Coarse to fine, as the paper suggests: a coarse grid, then ever finer ones around the best
-    point of each goal."""
+    """Go from coarse to fine, as the paper suggests: a coarse grid, then ever finer ones around the
+    best point of each goal."""
 
     COARSE = 4  # points an axis, and its end
 
@@ -101,9 +103,11 @@ class Hierarchical:
 
 
 class Surface:
-    """On surfaces fitted to what was measured (`surfaces`): all points of the lattice are solved on
-    them for all goals at once, the most promising are measured, the surfaces fitted again, until
-    what they promise is what was seen."""
+    """Search on surfaces fitted to what was measured (`surfaces`).
+
+    All points of the lattice are solved on them for all goals at once, the most promising are
+    measured, the surfaces fitted again, until what they promise is what was seen.
+    """
 
     # What a point must promise to gain, in smoothed margin, to be worth a measurement.
     GAIN = 0.02
@@ -136,8 +140,8 @@ class Surface:
         best = sorted(promise for promise in found if promise is not None)
         return list(dict.fromkeys(point for *_, point in best))[:BATCH]
 
-    def _promise(self, goal: Goal, predicted: Landscape, measured: Landscape):
-        """The best predicted point, if it is better than what was seen; goals not yet met first."""
+    def _promise(self, goal: Goal, predicted: Landscape, measured: Landscape) -> Promise | None:
+        """Return the best predicted point; None if it is no better than what was seen."""
         values = predicted.value(self.question, goal)
         reached = measured.value(self.question, goal).max()
         if values.max() <= reached + self.GAIN:
@@ -146,11 +150,15 @@ class Surface:
         return met, -values.max(), tuple(predicted.points[values.argmax()].tolist())
 
     def _chance(
-        self, goal: Goal, predicted: Landscape, measured: Landscape, left_out: Landscape,
+        self,
+        goal: Goal,
+        predicted: Landscape,
+        measured: Landscape,
+        left_out: Landscape,
         far: np.ndarray,
-    ):  # fmt: skip
-        """For a goal that nothing meets: where, away from all that was measured, it is missed by
-        least, if the surfaces may be that wrong."""
+    ) -> Promise | None:
+        """Return for a goal that nothing meets the point, away from all that was measured, that misses
+        it by least; None if even the surfaces' error leaves it out of reach."""
         inside = far & (predicted.damage <= self.question.tolerance)
         if measured.met(self.question, goal).any() or not inside.any():
             return None
@@ -161,12 +169,12 @@ class Surface:
         return False, -margins.max(), tuple(predicted.points[margins.argmax()].tolist())
 
     def _design_size(self) -> int:
-        """Three times what a quadratic surface has coefficients."""
+        """Return three times what a quadratic surface has coefficients."""
         vectors = len(self._axes)
         return 3 * (vectors + 1) * (vectors + 2) // 2
 
     def _design(self) -> list[Point]:
-        """Points that fill the box, denser around 0, and 0 itself or what is nearest to it."""
+        """Return points that fill the box, denser around 0, and 0 itself or what is nearest to it."""
         if self.question.size <= self._design_size():
             return self.question.lattice()
         design = dict.fromkeys([self._nearest(np.zeros(len(self._axes)))])
@@ -177,15 +185,15 @@ class Surface:
         return list(design)
 
     def _spread(self, units: np.ndarray) -> np.ndarray:
-        """(points, vectors) of numbers from 0 to 1 as coefficients: half of them within .35 of the
-        way from 0 to an end."""
+        """Turn (points, vectors) of numbers from 0 to 1 into coefficients: half of them within .35 of
+        the way from 0 to an end."""
         low, high = (np.array([axis[end] for axis in self._axes]) for end in (0, -1))
         start, values = np.clip(0.0, low, high), 2 * units - 1
         return start + np.abs(values) ** 1.5 * (np.where(values > 0, high, low) - start)
 
     def _candidates(self, seen: Sequence[Setting]) -> np.ndarray:
-        """All points of the lattice; of one too large to list, some everywhere and as many around
-        the best points seen."""
+        """Return all points of the lattice; of one too large to list, some everywhere and as many
+        around the best points seen."""
         if self.question.size <= MOST:
             return np.array(self.question.lattice())
         # Others each time, and the same ones again in a search that is resumed.
@@ -201,7 +209,7 @@ class Surface:
         return tuple(self._snap(values[None])[0].tolist())
 
     def _snap(self, values: np.ndarray) -> np.ndarray:
-        """The nearest points of the lattice, (points, vectors)."""
+        """Return the nearest points of the lattice, (points, vectors)."""
         columns = [
             axis[np.abs(axis[:, None] - column).argmin(axis=0)]
             for axis, column in zip(self._axes, values.T, strict=True)
@@ -210,6 +218,7 @@ class Surface:
 
 
 def _check_listable(question: Question) -> None:
+    """Raise AVError for more points than are listed."""
     if question.size > MOST:
         raise AVError(
             f"the grid has {question.size:,} settings: take a larger step, a smaller range, or "
@@ -218,5 +227,7 @@ def _check_listable(question: Question) -> None:
 
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    "surface": Surface, "hierarchical": Hierarchical, "grid": Grid,
-}  # fmt: skip
+    "surface": Surface,
+    "hierarchical": Hierarchical,
+    "grid": Grid,
+}

@@ -1,4 +1,4 @@
-"""Surfaces: what would be measured at any point, from what was measured at some.
+"""Surfaces: predictions at any point from what was measured at some.
 
 Every record's mean log-probability at every level is a smooth function of the coefficients. Each is
 interpolated by thin-plate splines, all of them at once; what is measured comes back exactly. Far
@@ -22,7 +22,7 @@ CERTAIN = 1e-6
 
 
 class Surfaces:
-    """Fitted to settings, one at least."""
+    """Fit surfaces to settings, one at least."""
 
     def __init__(self, question: Question, settings: Sequence[Setting]):
         self.question = question
@@ -32,21 +32,21 @@ class Surfaces:
         self._surface = _fit(self._points, self._values)
 
     def landscape(self, points: np.ndarray) -> Landscape:
-        """What is predicted at points, (points, vectors)."""
+        """Predict the landscape at points, (points, vectors)."""
         rows = self._surface(points)
         return Landscape.of(self.question, points, self._split(rows), rows[:, -1])
 
     def scores(self, points: np.ndarray) -> dict[str, np.ndarray]:
-        """Domain → the mean log-probabilities predicted at points, (points, records, levels)."""
+        """Predict domain → mean log-probabilities at points, (points, records, levels)."""
         return self._split(self._surface(points))
 
     def left_out(self) -> Landscape:
-        """What would be predicted at each measured point from all others."""
+        """Predict the landscape at each measured point from all others."""
         rows = self._left_out()
         return Landscape.of(self.question, self._points, self._split(rows), rows[:, -1])
 
     def error(self) -> float:
-        """How far `left_out` is from what was measured: root mean square of the mean
+        """Return how far `left_out` is from what was measured: root mean square of the mean
         log-probabilities, nats per token."""
         predicted, measured = self._split(self._left_out()), self._split(self._values)
         errors = [predicted[domain] - measured[domain] for domain in measured]
@@ -80,7 +80,7 @@ class Surfaces:
 
 
 def _fit(points: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from points to predicted values."""
+    """Return a function from points to predicted values."""
     # A coefficient that is the same everywhere says nothing.
     moving = np.ptp(points, axis=0) > 0
     if not moving.any():

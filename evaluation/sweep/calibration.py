@@ -30,7 +30,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a sweep of one vector says in its own domain.
+    """Which λ brings out which level of a vector's own domain.
 
     Attributes:
         best: level → the best λ of all.
@@ -42,7 +42,8 @@ class Calibration:
 
 
 def margin(result: Result, level: str) -> float:
-    """By how many nats per token a level's responses lead the best other's, mean over the records.
+    """Return by how many nats per token a level's responses lead the best other's, mean over the
+    records.
 
     Smooth where accuracies of a few records move in steps.
     """
@@ -55,9 +56,10 @@ def margin(result: Result, level: str) -> float:
 def calibrate(
     points: Sequence[Point], vector: str, domain: str, usable: tuple[float, float] | None
 ) -> Calibration:
-    """For each level, the λ of the highest accuracy on validation records; where several have it,
-    the one nearest to 0, which changes least. A level that no record prefers anywhere gets the λ of
-    its largest margin.
+    """Choose for each level the λ of the highest accuracy on validation records.
+
+    Where several have it, the one nearest to 0, which changes least. A level that no record prefers
+    anywhere gets the λ of its largest margin.
 
     Args:
         points: of one vector, each with the domain's validation and test splits.
@@ -86,7 +88,7 @@ def calibrate(
 def for_card(
     calibration: Calibration, usable: tuple[float, float] | None, source: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What an AV's metadata says of it.
+    """Return what an AV's metadata says of it.
 
     `levels` gives each level's λ for `Knobs.set`: in the usable range where that was measured, and
     null where the level is dominant on no test records there.

@@ -5,13 +5,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergekit_av.data.domain import Domain
 from mergekit_av.evaluation.plotting import COLOURS, load_pyplot, save
 
-if TYPE_CHECKING:
-    from .result import Sweep
+from .result import Sweep
 
 OUTSIDE = "0.88"
 
@@ -47,8 +46,8 @@ def plot_levels(
     save(figure, file)
 
 
-def plot_sweep(sweeps: Sequence["Sweep"], domains: Sequence[Domain], file: Path) -> None:
-    """A row per vector, a panel per domain: accuracies of the test records over λ, intervals
+def plot_sweep(sweeps: Sequence[Sweep], domains: Sequence[Domain], file: Path) -> None:
+    """Draw a row per vector, a panel per domain: accuracies of the test records over λ, intervals
     shaded; grey outside the usable range.
 
     Args:
@@ -84,9 +83,9 @@ def plot_sweep(sweeps: Sequence["Sweep"], domains: Sequence[Domain], file: Path)
     save(figure, file)
 
 
-def _panel(axes, sweep: "Sweep", domain: Domain) -> None:
-    """One vector's λ and what it does in one domain."""
-    lambdas = [point.lambdas[sweep.vector] for point in sweep.points]
+def _panel(axes, sweep: Sweep, domain: Domain) -> None:
+    """Draw what one vector's λ does in one domain."""
+    lambdas = sweep.lambdas
     results = [point.results[domain.name, "test"] for point in sweep.points]
     for level, colour in _coloured(list(domain.levels)):
         estimates = [asdict(result.accuracy[level]) for result in results]
@@ -105,13 +104,13 @@ def _panel(axes, sweep: "Sweep", domain: Domain) -> None:
 
 
 def _coloured(levels: Sequence[str]) -> list[tuple[str, str]]:
-    """Levels with their colours; of two, the second is the worst."""
+    """Return levels with their colours; of two, the second is the worst."""
     colours = COLOURS[::2] if len(levels) == 2 else itertools.cycle(COLOURS)
     return list(zip(levels, colours, strict=False))
 
 
 def _line(axes, lambdas: Sequence[float], estimates: Sequence[Mapping], level: str, colour: str):
-    """One level's values over λ, its intervals shaded."""
+    """Draw one level's values over λ, its intervals shaded."""
     axes.plot(
         lambdas, [e["value"] for e in estimates], "o-", color=colour, label=level, markersize=3
     )
@@ -120,6 +119,6 @@ def _line(axes, lambdas: Sequence[float], estimates: Sequence[Mapping], level: s
 
 
 def read_domain(report: Path, domain: str) -> dict[str, Any]:
-    """One domain's entry of a report that `av-eval --json` wrote."""
+    """Read one domain's entry of a report that `av-eval --json` wrote."""
     content = json.loads(report.read_text("utf-8"))
     return next(entry for entry in content["domains"] if entry["domain"] == domain)

@@ -4,25 +4,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mergekit_av.evaluation.accuracy import Result
-from mergekit_av.evaluation.measure.cache import Evaluator
+from mergekit_av.evaluation.measure.cache import Cache
 from mergekit_av.evaluation.tasks import Task, asking_for
 from mergekit_av.models.chat import generation_prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REPEAT = 3
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a query costs before its answer begins.
+    """The cost of a query before its answer begins.
 
     Attributes:
         prompt_tokens: mean over the records.
@@ -33,17 +30,22 @@ class Cost:
     first_token: float
 
 
-def baseline(evaluator: Evaluator, task: Task) -> dict[str | None, tuple[Result, Cost]]:
-    """Level → what the base prefers when asked for the level, and what the asking costs; the key
-    None is the bare query.
+def baseline(cache: Cache, task: Task) -> dict[str | None, tuple[Result, Cost]]:
+    """Measure what the base prefers when it is asked for each level, and what the asking costs.
+
+    Args:
+        cache: with an engine in this process.
+
+    Returns:
+        Level → accuracies and cost; the key None is the bare query.
 
     Raises:
         AVError: an instruction leaves no record that fits the context.
     """
-    model, tokenizer = evaluator.engine.model, evaluator.engine.tokenizer
+    model, tokenizer = cache.engine.model, cache.engine.tokenizer
     tasks = [task, *(asking_for(model, tokenizer, task, level) for level in task.domain.prompts)]
     bar = tqdm(tasks, desc=f"Asking in words, {task.name}", unit="wording")
-    results = [evaluator.result({}, one) for one in bar]
+    results = [cache.result({}, one) for one in bar]
     paid = costs(model, tokenizer, tasks)
     return {
         one.prompt: (result, cost) for one, result, cost in zip(tasks, results, paid, strict=True)
@@ -51,13 +53,14 @@ def baseline(evaluator: Evaluator, task: Task) -> dict[str | None, tuple[Result,
 
 
 def costs(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     limit: int = 5,
 ) -> list[Cost]:
-    """Each task's cost, over the records that all of them have; times side by side: every query
-    in all its wordings in turn.
+    """Measure each task's cost, over the records that all of them have.
+
+    Times are taken side by side: every query in all its wordings in turn.
 
     Args:
         limit: measure the times of so many records.
@@ -80,7 +83,7 @@ def costs(
 
 
 @torch.inference_mode()
-def _first_token(model: "PreTrainedModel", prompt: list[int]) -> float:
+def _first_token(model: PreTrainedModel, prompt: list[int]) -> float:
     ids = torch.tensor([prompt], device=model.device)
     start = time.perf_counter()
     output = model.generate(

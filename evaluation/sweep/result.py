@@ -1,11 +1,15 @@
-"""The result of a sweep."""
+"""The result of a sweep, and what it says of each vector."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+from mergekit_av.data.domain import Domain
+from mergekit_av.evaluation.accuracy import Result
 from mergekit_av.evaluation.fluency import usable_range
 
 from .calibration import Calibration, calibrate
+from .prompting import Cost
 from .sweep import Point
 
 
@@ -25,13 +29,19 @@ class Sweep:
     points: list[Point]
     queries: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def lambdas(self) -> list[float]:
+        """The λ of the points."""
+        return [point.lambdas[self.vector] for point in self.points]
+
     def at(self, value: float) -> Point:
-        return next(point for point in self.points if point.lambdas[self.vector] == value)
+        """Return the point at a λ."""
+        return self.points[self.lambdas.index(value)]
 
     @cached_property
     def usable_range(self) -> tuple[float, float] | None:
         """The span of λ in which the fluency guard holds; None where it was not measured."""
-        measured = {point.lambdas[self.vector]: point.fluency for point in self.points}
+        measured = dict(zip(self.lambdas, (point.fluency for point in self.points), strict=True))
         return usable_range({value: seen for value, seen in measured.items() if seen is not None})
 
     @cached_property
@@ -42,8 +52,26 @@ class Sweep:
         return calibrate(self.points, self.vector, self.domain, self.usable_range)
 
     def usable(self, value: float) -> bool | None:
-        """Whether λ lies in the usable range; None where it was not measured."""
+        """Return whether λ lies in the usable range; None where it was not measured."""
         if self.usable_range is None:
             return None
         low, high = self.usable_range
         return low <= value <= high
+
+
+@dataclass
+class SweepResult:
+    """All that `av-sweep` measures.
+
+    Attributes:
+        provenance: how it was measured: base, vectors, dtype, device, machine, versions and the like.
+        domains: those scored.
+        sweeps: one a vector.
+        prompting: domain → level → the base's result when asked for the level in words, and what
+            the asking costs; the key None is the bare query.
+    """
+
+    provenance: dict[str, Any]
+    domains: list[Domain]
+    sweeps: list[Sweep] = field(default_factory=list)
+    prompting: dict[str, dict[str | None, tuple[Result, Cost]]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""--max-new-tokens and --gen-kwargs: how answers are written."""
+"""Options of how answers are written: --max-new-tokens and --gen-kwargs."""
 
 import functools
 import math
@@ -26,18 +26,22 @@ WHOLE = ("top_k", "no_repeat_ngram_size", "seed")
 
 
 def decoding_options(max_new_tokens: int) -> Callable[[Callable], Callable]:
-    """The options; the command gets them as one argument, `decoding`."""
+    """Add the options, which the command gets as one argument, `decoding`."""
 
     def decorate(command: Callable) -> Callable:
         @click.option(
-            "--max-new-tokens", type=click.IntRange(min=1), default=max_new_tokens,
+            "--max-new-tokens",
+            type=click.IntRange(min=1),
+            default=max_new_tokens,
             help="Where answers are cut.",
-        )  # fmt: skip
+        )
         @click.option(
-            "--gen-kwargs", metavar="NAME=VALUE,…", callback=_parsed,
+            "--gen-kwargs",
+            metavar="NAME=VALUE,…",
+            callback=_parse,
             help="How answers are written, in generate()'s terms: do_sample=true,temperature=0.7,"
             "top_p=0.9,seed=1.  [default: greedily]",
-        )  # fmt: skip
+        )
         @functools.wraps(command)
         def with_decoding(*args: Any, max_new_tokens: int, gen_kwargs: dict | None, **kwargs: Any):
             sampling = dict(gen_kwargs or {})
@@ -49,10 +53,10 @@ def decoding_options(max_new_tokens: int) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _parsed(
+def _parse(
     context: click.Context, option: click.Parameter, text: str | None
 ) -> dict[str, Any] | None:
-    """`do_sample=true,top_p=0.9,seed=1` as what it says.
+    """Parse `do_sample=true,top_p=0.9,seed=1`.
 
     Raises:
         click.BadParameter: a name is unknown or stands twice, or transformers refuses a value, or
@@ -60,23 +64,23 @@ def _parsed(
     """
     if text is None:
         return None
-    told: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not equals or name not in NAMES:
             raise click.BadParameter(
                 f"{part!r}: must be NAME=VALUE, NAME one of {', '.join(NAMES)}"
             )
-        if name in told:
+        if name in arguments:
             raise click.BadParameter(f"{name} is given twice")
-        told[name] = _value(name, value)
-    if told:
-        _check(told)
-    return told
+        arguments[name] = _value(name, value)
+    if arguments:
+        _check(arguments)
+    return arguments
 
 
 def _value(name: str, text: str) -> Any:
-    """What is typed as YAML understands it, so that `true` is a truth value."""
+    """Parse a value as YAML does, so that `true` is a truth value."""
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no date
@@ -87,22 +91,23 @@ def _value(name: str, text: str) -> Any:
     return float(value) if type(value) is int and name not in WHOLE else value
 
 
-def _check(told: Mapping[str, Any]) -> None:
+def _check(arguments: Mapping[str, Any]) -> None:
+    """Raise BadParameter where transformers refuses a value, or would leave it unused."""
     import transformers
 
     for name, kind in (("do_sample", bool), ("seed", int)):
-        if type(told.get(name, kind())) is not kind:
-            raise click.BadParameter(f"{name}={told[name]}: must be of type {kind.__name__}")
-    choices = {name: value for name, value in told.items() if name != "seed"}
-    if "seed" in told and not told.get("do_sample"):
+        if type(arguments.get(name, kind())) is not kind:
+            raise click.BadParameter(f"{name}={arguments[name]}: must be of type {kind.__name__}")
+    choices = {name: value for name, value in arguments.items() if name != "seed"}
+    if "seed" in arguments and not arguments.get("do_sample"):
         raise click.BadParameter(
             "a seed changes nothing where nothing is drawn: name do_sample=true with it"
         )
     try:
         for name, processor in PROCESSORS.items():
-            if name in told:
-                getattr(transformers, processor)(told[name])
+            if name in arguments:
+                getattr(transformers, processor)(arguments[name])
         transformers.GenerationConfig(**choices).validate(strict=True)
     except (ValueError, TypeError) as error:
-        said = ", ".join(f"{name}={value}" for name, value in choices.items())
-        raise click.BadParameter(f"{said}: {' '.join(str(error).split())}") from error
+        typed = ", ".join(f"{name}={value}" for name, value in choices.items())
+        raise click.BadParameter(f"{typed}: {' '.join(str(error).split())}") from error

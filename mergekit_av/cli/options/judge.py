@@ -1,11 +1,9 @@
 """Options of the judge."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,51 +12,11 @@ from mergekit_av.endpoints.config import ClientConfig
 
 from .completions import completion_options
 
-if TYPE_CHECKING:
-    from mergekit_av.evaluation.judge.judge import Judge
-
-SAMPLE, REPEATS, MAX_TOKENS = 20, 1, 512
-STORE = "runs/judgements.jsonl"
-
-
-@dataclass(frozen=True)
-class JudgeOptions:
-    """What the options say.
-
-    Attributes:
-        sample: so many records of each domain at most.
-        rubric: a file instead of the package's.
-        store: the file that keeps answers and judgements.
-    """
-
-    client: ClientConfig
-    sample: int
-    repeats: int
-    max_tokens: int
-    rubric: Path | None
-    store: Path
-
-    @contextlib.contextmanager
-    def judge(self) -> Iterator["Judge"]:
-        """The judge.
-
-        Raises:
-            click.UsageError: no model is named.
-            AVError: its key is missing, the rubric is wrong, or another process has the store.
-        """
-        from mergekit_av.endpoints.client import connect
-        from mergekit_av.evaluation.judge.judge import NEEDED, PLACEHOLDERS, RUBRIC, Judge
-        from mergekit_av.evaluation.measure.store import Store
-        from mergekit_av.text.template import Template
-
-        client = connect(self.client, temperature=0.0)
-        rubric = Template(self.rubric or RUBRIC, PLACEHOLDERS, NEEDED)
-        with Store(self.store) as store:
-            yield Judge(client, rubric, store, repeats=self.repeats, max_tokens=self.max_tokens)
+OPTIONS = ("sample", "repeats", "rubric", "max_tokens", "store")
 
 
 def judge_options(function: Callable) -> Callable:
-    """The options; the command gets them as one argument, `judging`: None without `--judge`."""
+    """Add the options, which the command gets as `judge`: a JudgeConfig; None without `--judge`."""
 
     @completion_options("judge-")
     @click.option(
@@ -71,14 +29,14 @@ def judge_options(function: Callable) -> Callable:
         "--judge-sample",
         "sample",
         type=click.IntRange(min=1),
-        default=SAMPLE,
+        default=20,
         help="Answers to be judged in each domain, at most.",
     )
     @click.option(
         "--judge-repeats",
         "repeats",
         type=click.IntRange(min=1),
-        default=REPEATS,
+        default=1,
         help="Judgements of each answer, with the levels in another order and other words.",
     )
     @click.option(
@@ -91,22 +49,30 @@ def judge_options(function: Callable) -> Callable:
         "--judge-max-tokens",
         "max_tokens",
         type=click.IntRange(min=1),
-        default=MAX_TOKENS,
+        default=512,
         help="The most of a judgement, with what the judge thinks.",
     )
     @click.option(
-        "--judge-store", "store", type=click.Path(dir_okay=False, path_type=Path), default=STORE,
+        "--judge-store",
+        "store",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default="runs/judgements.jsonl",
         help="Answers and judgements are kept here, and not made twice.",
-    )  # fmt: skip
+    )
     @functools.wraps(function)
     def run(*args: Any, client: ClientConfig, wanted: bool, **options: Any) -> Any:
-        own = {key: options.pop(key) for key in _KEYS}
+        own = {name: options.pop(name) for name in OPTIONS}
         if not wanted and (of_judge := [name for name in given() if name.startswith("--judge-")]):
             raise click.UsageError(f"{of_judge[0]} goes with --judge")
-        options["judging"] = JudgeOptions(client, **own) if wanted else None
+        options["judge"] = _config(client, own) if wanted else None
         return function(*args, **options)
 
     return run
 
 
-_KEYS = ("sample", "repeats", "rubric", "max_tokens", "store")
+def _config(client: ClientConfig, own: dict[str, Any]):
+    from mergekit_av.evaluation.judge.judge import JudgeConfig
+
+    if own["rubric"] is None:
+        del own["rubric"]
+    return JudgeConfig(client=client, **own)

@@ -16,9 +16,12 @@ import yaml
 
 from mergekit_av.data.domain import load_domain
 from mergekit_av.errors import AVError
+from mergekit_av.evaluation.rendering import with_interval
 from mergekit_av.evaluation.sweep.plot import plot_levels, read_domain
 from mergekit_av.io.atomic import write_whole
 from mergekit_av.models.default_base import fetch_default_base
+from mergekit_av.stats import Estimate
+from mergekit_av.text.tables import aligned
 
 DOMAIN = "medical"
 LAMBDAS = (-0.5, -0.25, 0.0, 0.5, 1.0)
@@ -108,16 +111,12 @@ def _table(points: dict[float, dict], levels: list[str]) -> str:
         rows.append(
             [
                 f"{value:+g}",
-                *(f"{s['value']:.2f} ({s['low']:.2f}–{s['high']:.2f})" for s in shares),
+                *(with_interval(Estimate(**share)) for share in shares),
                 " / ".join(f"{mean:.2f}" for mean in means),
                 *(f"{means[0] - mean:+.2f}" for mean in means[1:]),
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return aligned(rows)
 
 
 def _answers(answers: dict[float, str]) -> str:
