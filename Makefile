@@ -18,10 +18,17 @@ avs: .venv/installed ## Train the medical, financial and legal AVs of the defaul
 	$(BIN)/av-train --domain medical
 	$(BIN)/av-train --domain financial --domain legal --max-records 36
 
-test: .venv/installed ## Check the code's form and run the tests
+test: lint ## Check the code's form, types and layers, and run the tests
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+lint: .venv/installed ## Check the code's form, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	@# training and evaluation lie in the package where it is installed: there the others see them.
+	rm -rf build/tree && mkdir -p build/tree && cp -r mergekit_av pyproject.toml build/tree
+	cp -r training evaluation build/tree/mergekit_av
+	cd build/tree && ../../$(BIN)/mypy --no-error-summary --package mergekit_av
+	cd build/tree && PYTHONPATH=. ../../$(BIN)/lint-imports --no-cache
 
 test-slow: .venv/installed ## Run the tests that take minutes, mergekit's own suite among them
 	$(BIN)/pytest -m slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 VERSION = importlib.metadata.version("mergekit")
-COMMON = Path(__file__).with_name("mergekit_common.py")
+COMMON = Path(__file__).parent / "support/mergekit_common.py"
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def train(folder: Path, line: str, shorter: str = "--max-records 2 --num_train_e
 
 def test_merging_and_evaluating(here):
     run("mergekit-yaml recipes/insurance.yml out/")
-    # All domains take their time; tests/test_eval_command.py does that.
+    # All domains take their time; tests/commands/test_eval.py does that.
     assert "medical (18)" in run("av-eval out/", "--domain medical")
     run(
         "av-eval out/ --domain medical --split validation --json out.json --answers 2",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import CHAT_TEMPLATE, make_model, make_tokenizer
 from searching import search
 from sweeping import rows, sweep, train, write_rows
+from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
 from training_runs import av_train, training, write_domain
 from transformers import AutoTokenizer
 

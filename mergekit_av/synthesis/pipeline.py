@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mergekit_av.data.publish import prepare_data_set
 from mergekit_av.errors import UsageError
-from mergekit_av.export.hub import push
-from mergekit_av.hub.upload import check_access
+from mergekit_av.hub.upload import check_access, push
 from mergekit_av.synthesis.clean.run import clean_generated, require_libraries
 from mergekit_av.synthesis.generate.expansion import PersonaStage
 from mergekit_av.synthesis.generate.personas import sample
@@ -88,20 +88,26 @@ def synthesize(
             stages; the Hub refuses it. What is done is kept.
     """
     require_libraries()  # of the last stage, before the first is paid for
-    pushes = config.push_to_hub and not config.generation.dry_run
+    repo = None if config.generation.dry_run else config.push_to_hub
     with begun_folder(config.domain, config.out) as folder:
         generator = Generator(folder, config.generation)
         if config.source:
             how = config.generation
             sample(folder, config.source, config.count, how.seed, how.restart)
         pipeline = _Pipeline(generator, config)
-        if pushes:
-            check_access(config.push_to_hub, repo_type="dataset")
+        if repo:
+            check_access(repo, repo_type="dataset")
         results = run_stages(generator, pipeline.estimates(), pipeline.make)
         for result in results if on_result else ():
             on_result(result)
-        private = config.private or None
-        commit = push(folder.path, config.push_to_hub, private=private) if pushes else None
+        if not repo:
+            return Synthesized(results, None)
+        commit = push(
+            lambda _: prepare_data_set(folder.path),
+            repo,
+            repo_type="dataset",
+            private=config.private or None,
+        )
     return Synthesized(results, commit)
 
 
