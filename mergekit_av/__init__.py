@@ -8,16 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .data.domain import Domain as Domain
-    from .data.domain import load_domain as load_domain
-    from .data.records import Record as Record
-    from .data.records import load_records as load_records
+    from mergekit_av.data.domain import Domain as Domain
+    from mergekit_av.data.domain import load_domain as load_domain
+    from mergekit_av.data.records import Record as Record
+    from mergekit_av.data.records import load_records as load_records
+    from mergekit_av.export.peft import export_lora as export_lora
+    from mergekit_av.models.scoring import mean_log_probs as mean_log_probs
+    from mergekit_av.runtime.knobs import Knobs as Knobs
+    from mergekit_av.vectors.extraction import extract as extract
+    from mergekit_av.vectors.vector import AlignmentVector as AlignmentVector
+
     from .errors import AVError as AVError
-    from .export.peft import export_lora as export_lora
-    from .models.scoring import mean_log_probs as mean_log_probs
-    from .runtime.knobs import Knobs as Knobs
-    from .vectors.extraction import extract as extract
-    from .vectors.vector import AlignmentVector as AlignmentVector
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ from trl import DPOConfig
 from mergekit_av.data.domain import Domain
 from mergekit_av.data.records import Record, require_splits
 from mergekit_av.errors import AVError
-from mergekit_av.io.atomic import check_vacant
+from mergekit_av.io.folders import check_vacant
 from mergekit_av.io.locks import locked
 from mergekit_av.vectors.metadata import METADATA
 from mergekit_av.vectors.vector import AlignmentVector

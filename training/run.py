@@ -23,17 +23,11 @@ from typing import Any
 from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_from_disk
 
 from mergekit_av.errors import AVError
-from mergekit_av.io.atomic import (
-    Kind,
-    check_writable,
-    entries,
-    remove,
-    remove_whole,
-    whole_folder,
-    write_whole,
-)
+from mergekit_av.io.atomic import write_whole
+from mergekit_av.io.folders import Kind, entries, remove, remove_whole, whole_folder
 from mergekit_av.io.json import read_json
 from mergekit_av.io.locks import locked
+from mergekit_av.io.temporary import check_writable
 
 from .checkpoints import discard_incomplete
 

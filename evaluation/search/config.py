@@ -7,7 +7,8 @@ from pathlib import Path
 from mergekit_av.data.domain import Domain, built_in_domains, load_domain
 from mergekit_av.errors import AVError, UsageError
 from mergekit_av.evaluation.inputs import InputConfig, load_domains
-from mergekit_av.io.atomic import check_file, check_writable
+from mergekit_av.io.atomic import check_file
+from mergekit_av.io.temporary import check_writable
 
 from .problem import Number, axis
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from mergekit_av.errors import AVError, first_line
-from mergekit_av.io.atomic import Kind, check_vacant, entries, whole_folder
 from mergekit_av.io.checkpoint import blocks_of
+from mergekit_av.io.folders import Kind, check_vacant, entries, whole_folder
 from mergekit_av.io.writer import CheckpointWriter
 from mergekit_av.models.layout import Layout
 from mergekit_av.models.load import default_device

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 from mergekit_av.errors import AVError
-from mergekit_av.io.atomic import whole_folder
+from mergekit_av.io.folders import whole_folder
 from mergekit_av.io.locks import locked
 
 log = logging.getLogger(__name__)

@@ -41,10 +41,11 @@ from mergekit_av.data.domain import DOMAIN, Domain, load_domain
 from mergekit_av.data.records import RECORDS
 from mergekit_av.endpoints.budget import Usage
 from mergekit_av.errors import AVError
-from mergekit_av.io.atomic import check_writable, write_whole
+from mergekit_av.io.atomic import write_whole
 from mergekit_av.io.journal import Journal, read_journal
 from mergekit_av.io.json import read_json
 from mergekit_av.io.locks import locked
+from mergekit_av.io.temporary import check_writable
 
 from .prompts import Prompt, copy_prompts
 

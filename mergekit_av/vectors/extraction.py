@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from mergekit_av.hub.source import resolve, revision_of
-from mergekit_av.io.atomic import check_vacant
 from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.io.fingerprint import Digest, combined_fingerprint
+from mergekit_av.io.folders import check_vacant
 from mergekit_av.models.load import check_config, refuse_codes, refuse_vector
 
 from .adapter import is_adapter, merged

@@ -13,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 from mergekit_av.errors import AVError
-from mergekit_av.io.atomic import Kind, entries, whole_folder
 from mergekit_av.io.checkpoint import INDEX, all_finite
 from mergekit_av.io.fingerprint import Digest, combined_fingerprint
+from mergekit_av.io.folders import Kind, entries, whole_folder
 from mergekit_av.io.json import read_json
 from mergekit_av.io.writer import CheckpointWriter
 from mergekit_av.provenance import versions

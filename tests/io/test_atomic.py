@@ -13,7 +13,8 @@ import pytest
 from killing import KILL_AT_EVERY_STEP, OURS, run_python
 
 from mergekit_av import AVError
-from mergekit_av.io.atomic import Kind, check_file, check_vacant, whole_folder, write_whole
+from mergekit_av.io.atomic import check_file, write_whole
+from mergekit_av.io.folders import Kind, check_vacant, whole_folder
 from mergekit_av.io.locks import locked
 
 
@@ -115,7 +116,7 @@ def test_write_whole_replaces_a_file_in_one_step(tmp_path):
 def test_killed_at_any_step_a_folder_is_whole_or_not_there(tmp_path):
     code = KILL_AT_EVERY_STEP + textwrap.dedent("""
         from pathlib import Path
-        from mergekit_av.io.atomic import whole_folder
+        from mergekit_av.io.folders import whole_folder
 
         out = Path(sys.argv[1])
         seen = set()
@@ -142,7 +143,7 @@ def test_killed_at_any_step_an_overwritten_folder_is_the_old_or_the_new(old):
     code = KILL_AT_EVERY_STEP + textwrap.dedent("""
         from pathlib import Path
         from killing import OURS
-        from mergekit_av.io.atomic import whole_folder
+        from mergekit_av.io.folders import whole_folder
 
         out = Path(sys.argv[1])
         def action():
@@ -183,7 +184,8 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, name):
     killed = """
         import os, signal, sys
         from pathlib import Path
-        from mergekit_av.io.atomic import whole_folder, write_whole
+        from mergekit_av.io.folders import whole_folder
+        from mergekit_av.io.atomic import write_whole
 
         def kill(event, arguments):
             if event == "os.rename":
@@ -473,7 +475,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_old(old):
         from pathlib import Path
         from mergekit_av import AVError
         from killing import OURS
-        from mergekit_av.io.atomic import whole_folder, write_whole
+        from mergekit_av.io.folders import whole_folder
+        from mergekit_av.io.atomic import write_whole
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         out = Path(sys.argv[1])

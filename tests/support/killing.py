@@ -6,7 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from mergekit_av.io.atomic import Kind, entries
+from mergekit_av.io.folders import Kind, entries
 
 # A kind of folder that may be replaced.
 OURS = Kind(
