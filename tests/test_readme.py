@@ -5,6 +5,7 @@ model, or a server that the tests have, are run as they are typed; what is added
 them shorter. The default base is a tiny model's folder in the place where the commands look for it.
 """
 
+import ast
 import importlib
 import re
 import shlex
@@ -101,6 +102,28 @@ def test_an_option_that_is_not_there_would_be_seen():
 
 
 # Run as they stand
+
+
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_what_python_calls_is_there_and_its_configurations_are_made(block):
+    tree = ast.parse(block)
+    names: dict = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom) or (
+            isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+        ):
+            exec(ast.unparse(node), names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Config"):
+            eval(ast.unparse(node), names)
+
+
+def test_the_readme_calls_every_workflow():
+    text = "".join(BLOCKS)
+    assert all(f"{name}Config(" in text for name in ("Train", "Eval", "Sweep", "Search"))
 
 
 @pytest.fixture
