@@ -88,20 +88,20 @@ def synthesize(
             stages; the Hub refuses it. What is done is kept.
     """
     require_libraries()  # of the last stage, before the first is paid for
-    pushes = config.push_to_hub and not config.generation.dry_run
+    repo = None if config.generation.dry_run else config.push_to_hub
     with begun_folder(config.domain, config.out) as folder:
         generator = Generator(folder, config.generation)
         if config.source:
             how = config.generation
             sample(folder, config.source, config.count, how.seed, how.restart)
         pipeline = _Pipeline(generator, config)
-        if pushes:
-            check_access(config.push_to_hub, repo_type="dataset")
+        if repo:
+            check_access(repo, repo_type="dataset")
         results = run_stages(generator, pipeline.estimates(), pipeline.make)
-        for result in results if on_result else ():
-            on_result(result)
-        private = config.private or None
-        commit = push(folder.path, config.push_to_hub, private=private) if pushes else None
+        if on_result:
+            for result in results:
+                on_result(result)
+        commit = push(folder.path, repo, private=config.private or None) if repo else None
     return Synthesized(results, commit)
 
 
