@@ -13,7 +13,7 @@ LOSSES = ("loss", "eval_loss")
 class Progress(ProgressCallback):
     """Show transformers' progress bar with the losses behind it instead of twenty figures a step."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._losses: dict[str, float] = {}
 
