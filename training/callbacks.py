@@ -15,7 +15,7 @@ class Progress(ProgressCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._losses: dict[str, float] = {}
+        self._losses: dict[str, str] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.current_step = state.global_step
