@@ -1,7 +1,7 @@
 """Inputs of sweeps and searches: what is configured alike, vectors, domains and their records."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,6 @@ def _folders(vectors: Mapping[str, AlignmentVector]) -> dict[str, str]:
     return {name: str(vector.folder) for name, vector in vectors.items()}
 
 
-def _folders(vectors: Mapping[str, AlignmentVector]) -> dict[str, str]:
-    return {name: str(vector.folder) for name, vector in vectors.items()}
-
-
 def open_vectors(avs: Sequence[str]) -> dict[str, AlignmentVector]:
     """Open each `[NAME=]AV`.
 
@@ -134,7 +130,7 @@ def split_name(av: str) -> tuple[str, str]:
     return ("", av) if not sign or "/" in name else (name, source)
 
 
-def load_domains(names: Sequence[str], vectors: Mapping[str, Any]) -> list[Domain]:
+def load_domains(names: Sequence[str], vectors: Collection[str]) -> list[Domain]:
     """Load the domains that are named; without any, each vector's own.
 
     Raises:

@@ -147,12 +147,13 @@ def run_eval(
                 answers = write_answers(model, tokenizer, asked, config.decoding)
                 found.answers[domain.name] = {id: answer.text for id, answer in answers.items()}
         show(_accuracies(found, config.split))
-        if judge:
+        if judge and config.judge:
+            known = found.fingerprint or fingerprint(Checkpoint(resolve(source)))
             found.judged = [
                 judge_model(
                     model,
                     tokenizer,
-                    found.fingerprint,
+                    known,
                     domain,
                     records[domain.name],
                     judge,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -138,9 +138,8 @@ def asking_for(
 
 
 def _with_instruction(record: Record, instruction: str) -> Record:
+    asked = f"{instruction}\n\n{record.query}"
     if isinstance(record.prompt, str):
-        prompt = f"{instruction}\n\n{record.prompt}"
-    else:
-        *before, last = record.prompt
-        prompt = (*before, {**last, "content": f"{instruction}\n\n{last['content']}"})
-    return Record(record.id, prompt, record.responses, record.split)
+        return replace(record, prompt=asked)
+    *before, last = record.prompt
+    return replace(record, prompt=(*before, {**last, "content": asked}))

@@ -13,9 +13,9 @@ LOSSES = ("loss", "eval_loss")
 class Progress(ProgressCallback):
     """Show transformers' progress bar with the losses behind it instead of twenty figures a step."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._losses: dict[str, float] = {}
+        self._losses: dict[str, str] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.current_step = state.global_step

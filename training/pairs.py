@@ -1,6 +1,6 @@
 """From records to preference pairs: a better level is preferred over a worse one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
@@ -70,16 +70,20 @@ def with_different_responses(
     return [number for number, row in enumerate(rows) if differ(row)]
 
 
-def _all_pairs(responses: Iterable[str]):
+def _all_pairs(responses: Iterable[str]) -> Iterator[tuple[str, str]]:
     return combinations(responses, 2)
 
 
-def _first_pairs(responses: Iterable[str]):
+def _first_pairs(responses: Iterable[str]) -> Iterator[tuple[str, str]]:
     first, *others = responses
-    return [(first, other) for other in others]
+    return ((first, other) for other in others)
 
 
-PAIRS = {"adjacent": pairwise, "all": _all_pairs, "first": _first_pairs}
+PAIRS: dict[Pairing, Callable[[Iterable[str]], Iterator[tuple[str, str]]]] = {
+    "adjacent": pairwise,
+    "all": _all_pairs,
+    "first": _first_pairs,
+}
 
 
 def _row(record: Record, chosen: str, rejected: str) -> dict[str, Any]:

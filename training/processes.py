@@ -8,7 +8,7 @@ from accelerate.utils import broadcast_object_list
 from mergekit_av.errors import AVError
 
 
-def in_main_process(step: Callable[[], None]) -> None:
+def in_main_process(step: Callable[[], object]) -> None:
     """Run `step` in the first process while the others wait.
 
     Raises:

@@ -40,7 +40,7 @@ class SpectrumTrainer(RestoringTrainer):
             )
         self._lambda = 1.0
         self._base = {name: w.detach().clone() for name, w in self.model.named_parameters()}
-        self.data_collator = _WithLambda(self.data_collator)
+        self.data_collator: Any = _WithLambda(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -109,8 +109,8 @@ class LambdaSampler(torch.utils.data.Sampler):
     """
 
     def __init__(self, lambdas: Sequence[float], batch: int, seed: int):
-        lambdas = torch.tensor(list(lambdas))
-        self._rows = [(lambdas == value).nonzero()[:, 0] for value in lambdas.unique().flip(0)]
+        of_rows = torch.tensor(list(lambdas))
+        self._rows = [(of_rows == value).nonzero()[:, 0] for value in of_rows.unique().flip(0)]
         self._batches = max(math.ceil(len(rows) / batch) for rows in self._rows)
         self._batch = batch
         self._seed = seed

@@ -55,13 +55,14 @@ def train(
         UsageError: domains or run folders that do not go together, or an unknown argument.
         AVError: a domain, its records or an argument is wrong; see `train_job`; the Hub refuses it.
     """
-    jobs = plan_jobs(config)
+    jobs, repo = plan_jobs(config), config.push_to_hub
     vectors, commit = [], None
     with contextlib.ExitStack() as stack:
         in_main_process(lambda: [stack.enter_context(job.locked()) for job in jobs])
-        in_main_process(lambda: [job.check() for job in jobs])
-        if config.push_to_hub:
-            in_main_process(lambda: check_access(config.push_to_hub))
+        for job in jobs:
+            in_main_process(job.check)
+        if repo:
+            in_main_process(functools.partial(check_access, repo))
         in_main_process(lambda: base_or_default(config.base))
         for job in jobs:
             load = functools.cache(functools.partial(load_base, job.base))
@@ -74,8 +75,8 @@ def train(
             vectors.append(vector)
             if on_vector:
                 on_vector(vector)
-            if config.push_to_hub:
-                commit = _push(vector, config.push_to_hub, config.private)
+            if repo:
+                commit = _push(vector, repo, config.private)
     return Trained(vectors, commit)
 
 
@@ -87,7 +88,7 @@ def plan_jobs(config: TrainConfig) -> list[Job]:
     """
     goal = None
     if config.joint:
-        goal, domains, records = _joint_records(config)
+        goal, domains, records = _joint_records(config.joint, config.max_records)
     else:
         domains = [load_domain(name) for name in config.domains]
         records = [_first(load_records(d, config.data), config.max_records) for d in domains]
@@ -127,12 +128,14 @@ def plan_jobs(config: TrainConfig) -> list[Job]:
     return jobs
 
 
-def _joint_records(config: TrainConfig) -> tuple[dict[str, str], list[Domain], list[list[Record]]]:
+def _joint_records(
+    joint: str, max_records: int | None
+) -> tuple[dict[str, str], list[Domain], list[list[Record]]]:
     """Return the goal of a joint training, its only domain, and that domain's records."""
-    goal, parts = parse_goal(config.joint)
+    goal, parts = parse_goal(joint)
     records = []
     for part in parts:
-        chosen = _first(load_records(part), config.max_records)
+        chosen = _first(load_records(part), max_records)
         records += wanted_first(chosen, part.name, goal[part.name])
     return goal, [joint_domain(goal)], [records]
 

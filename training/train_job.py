@@ -106,7 +106,7 @@ def _existing(job: Job) -> AlignmentVector:
 def _open_run(job: Job, base: Path) -> None:
     """Begin the run, or make sure that the one that is there can be continued."""
     pairs = {split: job.pairs(split) for split in SPLITS}
-    settings = {
+    settings: dict[str, Any] = {
         "base": fingerprint(Checkpoint(base)),
         "domain": job.domain.name,
         "pairs": job.pairing,

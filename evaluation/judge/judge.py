@@ -226,8 +226,9 @@ class Judge:
 
 def _arrangements(domain: Domain, count: int, draw: random.Random) -> list[tuple[_Option, ...]]:
     """Draw so many ways to show levels as options, each once while there are others."""
-    levels, found = list(domain.levels), []
+    levels = list(domain.levels)
     letters = string.ascii_uppercase[: len(levels)]
+    found: list[tuple[_Option, ...]] = []
     ways = math.factorial(len(levels)) ** 2
     ways *= math.prod(len(domain.wordings(level)) for level in levels)
     while len(found) < count:

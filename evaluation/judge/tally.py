@@ -65,10 +65,13 @@ class Agreement:
     @classmethod
     def of(cls, verdicts: Sequence[Verdict], levels: Sequence[str]) -> "Agreement":
         """Compare verdicts with the levels that their responses were written for."""
-        labelled = [verdict for verdict in verdicts if verdict.label is not None]
-        known = [verdict.response.level for verdict in labelled]
-        labels = [verdict.label for verdict in labelled]
-        right = sum(map(str.__eq__, known, labels))
+        known, labels = [], []
+        for verdict in verdicts:
+            level, label = verdict.response.level, verdict.label
+            if level is not None and label is not None:
+                known.append(level)
+                labels.append(label)
+        right = sum(level == label for level, label in zip(known, labels, strict=True))
         return cls(
             Tally.of(verdicts),
             wilson(right, len(labels)) if labels else None,

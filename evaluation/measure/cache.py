@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from .engine import Engine
 from .requests import Generate, Request, Score
 from .store import Store
 from .workers import Workers
+
+Measuring = TypeVar("Measuring", bound=Engine | Workers)
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,14 @@ class Identity:
         }
 
 
-class Cache:
+class Cache(Generic[Measuring]):
     """Read back what was measured before, and let an engine measure the rest.
 
     Args:
         engine: measures in this process or in others.
     """
 
-    def __init__(self, engine: Engine | Workers, identity: Identity, store: Store):
+    def __init__(self, engine: Measuring, identity: Identity, store: Store):
         self.engine, self.identity, self.store = engine, identity, store
 
     def __contains__(self, request: Request) -> bool:

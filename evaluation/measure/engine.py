@@ -43,7 +43,7 @@ class EngineConfig:
     base: str
     vectors: dict[str, str]
     dtype: str
-    device: str | None
+    device: str
     rounding: Rounding
     seed: int
     transfer: bool
@@ -58,8 +58,10 @@ class EngineConfig:
             AVError: the base does not load, or a vector is not one of it.
         """
         model = load_model(self.base, self.dtype, self.device)
-        options = {"rounding": self.rounding, "seed": self.seed, "transfer": self.transfer}
-        return Engine(Knobs(model, self.vectors, **options), model, tokenizer)
+        knobs = Knobs(
+            model, self.vectors, rounding=self.rounding, seed=self.seed, transfer=self.transfer
+        )
+        return Engine(knobs, model, tokenizer)
 
 
 class Engine:
@@ -72,11 +74,7 @@ class Engine:
         """Yield the reply to each request as it is done."""
         for number, request in enumerate(requests):
             start = time.perf_counter()
-            match request:
-                case Score():
-                    value = self._score(request)
-                case Generate():
-                    value = self._generate(request)
+            value = self._score(request) if isinstance(request, Score) else self._generate(request)
             yield Measured(number, value, time.perf_counter() - start)
 
     def _score(self, request: Score) -> list[list[float]]:

@@ -41,7 +41,7 @@ class Store:
                     f"{self.file}, line {number} is no evaluation: remove the line or the file"
                 ) from error
 
-    def get(self, key: Mapping[str, Any]) -> Any | None:
+    def get(self, key: Mapping[str, Any]) -> Any:
         """Return what was put under the key, or None."""
         return self._entry(key)[0]
 

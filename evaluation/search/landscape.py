@@ -59,7 +59,8 @@ class Landscape:
             scores: domain → mean log-probabilities, (points, records, levels), nats per token.
             damage: (points,).
         """
-        margins, smooth = {}, {}
+        margins: dict[tuple[str, str], np.ndarray] = {}
+        smooth: dict[tuple[str, str], np.ndarray] = {}
         for domain, levels in question.levels.items():
             values = scores[domain]
             hard = votes(values) / values.shape[-2]

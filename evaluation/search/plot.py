@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +39,12 @@ def plot_slices(found: SearchResult, outcome: Outcome, file: Path) -> None:
         1, len(pairs), figsize=(0.8 + 4.0 * len(pairs), 4.2), squeeze=False, layout="constrained"
     )
     surfaces = Surfaces(found.question, found.settings)
+    shown = None
     for axes, pair in zip(panels[0], pairs, strict=True):
         if len(pair) == 2:
             shown = _map(axes, found, surfaces, outcome, pair)
         else:
-            shown = _line(axes, found, outcome, pair[0])
+            _line(axes, found, outcome, pair[0])
     if shown is not None:
         figure.colorbar(shown, ax=panels[0].tolist(), label="worst margin, smoothed")
     title = ", ".join(f"{domain} {level}" for domain, level in outcome.goal.items())
@@ -50,7 +52,9 @@ def plot_slices(found: SearchResult, outcome: Outcome, file: Path) -> None:
     save(figure, file)
 
 
-def _map(axes, found: SearchResult, surfaces: Surfaces, outcome: Outcome, pair: Sequence[str]):
+def _map(
+    axes, found: SearchResult, surfaces: Surfaces, outcome: Outcome, pair: Sequence[str]
+) -> Any:
     """Draw margins over two vectors' λ; hatched where the language is predicted to be broken."""
     first, second = pair
     ranges = [found.question.axes[name] for name in pair]

@@ -30,7 +30,7 @@ def _of_one(found: SearchResult, outcome: Outcome) -> str:
 
 
 def _of_many(found: SearchResult) -> str:
-    rows = [("wanted", "λ " + " ".join(found.ingredients.vectors), "margin", "test", "language")]
+    rows = [["wanted", "λ " + " ".join(found.ingredients.vectors), "margin", "test", "language"]]
     for outcome in found.outcomes:
         cells = ["", "not met", "", ""]
         if outcome.met:
@@ -41,7 +41,7 @@ def _of_many(found: SearchResult) -> str:
                 f"{outcome.test_margin:+.2f}" if outcome.tests else "",
                 "" if damage is None else f"{damage:.2f}",
             ]
-        rows.append((outcome.wanted, *cells))
+        rows.append([outcome.wanted, *cells])
     text = f"{len(found.met)} of {len(found.outcomes)} met on the validation records"
     if found.tested:
         text += f", {found.holding} of these on the test records"

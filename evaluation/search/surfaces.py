@@ -88,10 +88,6 @@ def _fit(points: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], np.nd
     known = points[:, moving]
     # Around a plane where the points allow one.
     planar = np.linalg.matrix_rank(np.column_stack([np.ones(len(known)), known])) > moving.sum()
-    options = (
-        {"kernel": "thin_plate_spline", "degree": 1}
-        if planar
-        else {"kernel": "linear", "degree": 0}
-    )
-    surface = RBFInterpolator(known, values, **options)
+    kernel, degree = ("thin_plate_spline", 1) if planar else ("linear", 0)
+    surface = RBFInterpolator(known, values, kernel=kernel, degree=degree)
     return lambda others: surface(others[:, moving])

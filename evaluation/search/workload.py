@@ -73,17 +73,26 @@ def make_workloads(
     """
     decoding = config.decoding
 
-    def tasks(some: Sequence[Domain], split: str, **options: int | None) -> tuple[Task, ...]:
+    def tasks(
+        some: Sequence[Domain], split: str, limit: int | None, new_tokens: int = 0
+    ) -> tuple[Task, ...]:
         return tuple(
-            make_task(model, tokenizer, domain, records[domain.name], split, **options)
+            make_task(
+                model,
+                tokenizer,
+                domain,
+                records[domain.name],
+                split,
+                limit=limit,
+                new_tokens=new_tokens,
+            )
             for domain in some
         )
 
     def workload(scored: Sequence[Domain], split: str, guard: bool) -> Workload:
-        answers = {"limit": config.generate, "new_tokens": decoding.max_new_tokens}
         return Workload(
-            tasks(scored, split, limit=config.max_records),
-            tasks(wanted, split, **answers) if guard else (),
+            tasks(scored, split, config.max_records),
+            tasks(wanted, split, config.generate, decoding.max_new_tokens) if guard else (),
             decoding,
         )
 

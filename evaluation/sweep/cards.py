@@ -58,8 +58,11 @@ def write_card(
         out: folder of the report, with the figure.
 
     Raises:
-        AVError: the folder holds another vector by now, or cannot be written.
+        AVError: the sweep has no calibration, or the folder holds another vector by now, or cannot
+            be written.
     """
+    if sweep.calibration is None:
+        raise AVError(f"no validation records of a domain {sweep.vector!r} are scored")
     about = {
         "domain": sweep.domain,
         "records": dict(records),

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mergekit_av.evaluation.accuracy import Result
 from mergekit_av.evaluation.measure.cache import Cache
+from mergekit_av.evaluation.measure.engine import Engine
 from mergekit_av.evaluation.tasks import Task, asking_for
 from mergekit_av.models.chat import generation_prompt
 
@@ -30,11 +31,8 @@ class Cost:
     first_token: float
 
 
-def baseline(cache: Cache, task: Task) -> dict[str | None, tuple[Result, Cost]]:
+def baseline(cache: Cache[Engine], task: Task) -> dict[str | None, tuple[Result, Cost]]:
     """Measure what the base prefers when it is asked for each level, and what the asking costs.
-
-    Args:
-        cache: with an engine in this process.
 
     Returns:
         Level → accuracies and cost; the key None is the bare query.

@@ -6,6 +6,7 @@ from mergekit_av.evaluation.rendering import in_words, mean_log_probs, share, sh
 from mergekit_av.models.generation import Answer
 from mergekit_av.text.markdown import facts, table, text
 
+from .calibration import Calibration
 from .prompting import Cost
 from .result import Sweep, SweepResult
 from .sweep import Point
@@ -25,11 +26,11 @@ def sweep_markdown(found: SweepResult) -> str:
 def _vector(found: SweepResult, sweep: Sweep) -> list[str]:
     parts = [_range(sweep)]
     others = [domain for domain in found.domains if domain.name != sweep.domain]
-    if sweep.calibration is not None:
+    if (calibration := sweep.calibration) is not None:
         own = next(domain for domain in found.domains if domain.name == sweep.domain)
         prompting = found.prompting.get(own.name, {})
         binary = [domain for domain in others if len(domain.levels) == 2]
-        parts += ["### In its own domain", _in_domain(sweep, own, prompting, binary)]
+        parts += ["### In its own domain", _in_domain(sweep, calibration, own, prompting, binary)]
     if others:
         parts += ["### In other domains", _out_of_domain(sweep, others)]
     parts += ["### Change over the sweep", _changes(sweep, found.domains)]
@@ -55,6 +56,7 @@ def _range(sweep: Sweep) -> str:
 
 def _in_domain(
     sweep: Sweep,
+    calibration: Calibration,
     own: Domain,
     prompting: dict[str | None, tuple[Result, Cost]],
     binary: list[Domain],
@@ -86,9 +88,9 @@ def _in_domain(
     for level, (result, cost) in prompting.items():
         if level is not None:
             row(f"prompting, {level}", None, result, cost)
-    for level, best in sweep.calibration.best.items():
+    for level, best in calibration.best.items():
         row(f"AV, {level}", sweep.at(best.value), best.test, bare)
-        usable = sweep.calibration.best_usable.get(level, best)
+        usable = calibration.best_usable.get(level, best)
         if usable.value != best.value:
             row(f"AV, {level}, usable λ", sweep.at(usable.value), usable.test, bare)
     says = (

@@ -47,7 +47,7 @@ class Sweep:
     @cached_property
     def calibration(self) -> Calibration | None:
         """Which λ brings out which level; None without validation records of its own domain."""
-        if (self.domain, "validation") not in self.points[0].results:
+        if self.domain is None or (self.domain, "validation") not in self.points[0].results:
             return None
         return calibrate(self.points, self.vector, self.domain, self.usable_range)
 

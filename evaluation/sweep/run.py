@@ -16,7 +16,7 @@ from mergekit_av.evaluation.inputs import (
     open_vectors,
 )
 from mergekit_av.evaluation.measure.cache import Cache
-from mergekit_av.evaluation.measure.engine import load_chat_tokenizer
+from mergekit_av.evaluation.measure.engine import Engine, load_chat_tokenizer
 from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
 from mergekit_av.evaluation.plotting import load_pyplot
 from mergekit_av.hub.source import resolve
@@ -134,7 +134,7 @@ def write_results(found: SweepResult, folder: Path) -> None:
 
 def _measure(
     found: SweepResult,
-    cache: Cache,
+    cache: Cache[Engine],
     plans: Sequence[Plan],
     lambdas: Sequence[float],
     config: SweepConfig,

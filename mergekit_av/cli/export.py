@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 @click.option("--lora", is_flag=True, required=True, help="As a LoRA adapter in PEFT's format.")
 @click.option("--rank", type=click.IntRange(min=1), required=True, help="Of its matrices.")
 @click.option(
-    "--lambda", "scale", type=float, default=1.0, metavar="λ",
+    "--lambda",
+    "scale",
+    type=float,
+    default=1.0,
+    metavar="λ",
     help="At which it acts where nothing else is said.",
-)  # fmt: skip
+)
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
 @click.option("--base", metavar="ID", help="What it calls its base.  [default: as the vector does]")
 @click.option("--device", help="A torch device.  [default: the accelerator if there is one]")

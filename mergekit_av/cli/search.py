@@ -22,6 +22,8 @@ SPAN = "-2:2"
 # More settings than this are asked about first.
 MANY = 500
 
+Span = tuple[Decimal, Decimal]
+
 
 @command
 @vector_options("each gets a coefficient")
@@ -110,9 +112,9 @@ def av_search(ranges, step, out, every, yes, **options):
     from mergekit_av.evaluation.search.run import SearchConfig, run_search
     from mergekit_av.evaluation.search.summary import search_summary
 
-    spans = _spans(ranges, step)
+    span, spans = _spans(ranges, step)
     config = SearchConfig(
-        span=spans.pop(None),
+        span=span,
         ranges=spans,
         step=step,
         out=out,
@@ -136,19 +138,20 @@ def av_search(ranges, step, out, every, yes, **options):
         raise AVError(f"no setting tried brings out {wanted}: {out} is the nearest")
 
 
-def _spans(texts: tuple[str, ...], step: str) -> dict[str | None, tuple[Decimal, Decimal]]:
-    """Parse each `[NAME=]LOW:HIGH`; under None stands the one of all vectors that have no other."""
-    found: dict[str | None, tuple[Decimal, Decimal]] = {}
+def _spans(texts: tuple[str, ...], step: str) -> tuple[Span, dict[str, Span]]:
+    """Parse each `[NAME=]LOW:HIGH`; return that of all vectors that have no other, and vector → its own."""
+    found: dict[str | None, Span] = {}
     for text in texts:
         name, sign, span = text.rpartition("=")
         key = name if sign else None
         if key in found:
             raise click.UsageError(f"--range is given twice for {key or 'all vectors'}")
         found[key] = _span(span, step)
-    return {None: _span(SPAN, step), **found}
+    of_others = found.pop(None, _span(SPAN, step))
+    return of_others, {name: span for name, span in found.items() if name is not None}
 
 
-def _span(text: str, step: str) -> tuple[Decimal, Decimal]:
+def _span(text: str, step: str) -> Span:
     low, _, high = text.partition(":")
     try:
         numbers = [Decimal(number) for number in (low, high, step)]

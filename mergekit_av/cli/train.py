@@ -153,6 +153,6 @@ def _show(vector):
     losses = {e["step"]: e["eval_loss"] for e in training.get("losses", []) if "eval_loss" in e}
     text = f"  {training.get('records', '?')} records, {training.get('steps', '?')} steps"
     if losses:
-        best = min(losses, key=losses.get)
+        best = min(losses, key=losses.__getitem__)
         text += f", lowest validation loss {losses[best]:.4g} at step {best}"
     say(text)

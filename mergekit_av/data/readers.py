@@ -40,8 +40,8 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise AVError(f"{path} line {line}: not UTF-8; save the file in that encoding") from error
+        at = error.object[: error.start].count(b"\n") + 1
+        raise AVError(f"{path} line {at}: not UTF-8; save the file in that encoding") from error
     if path.suffix == ".json":
         rows = _parse(text, path)
         if not isinstance(rows, list):

@@ -32,12 +32,11 @@ class Usage:
     usd: float | None = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
-        known = self.usd is not None and other.usd is not None
         return Usage(
             self.calls + other.calls,
             self.input + other.input,
             self.output + other.output,
-            self.usd + other.usd if known else None,
+            None if self.usd is None or other.usd is None else self.usd + other.usd,
         )
 
     @property
@@ -67,10 +66,9 @@ class Budget:
             AVError: it is none.
         """
         found = BUDGET.fullmatch(text.strip())
-        amount = float(re.sub("[,_]", "", found[1])) if found else 0
-        if not amount:
-            raise AVError(f"{text!r} is no budget, like 20USD or 500000tokens")
-        return cls(amount, "USD" if found[2].lower() == "usd" else "tokens")
+        if found and (amount := float(re.sub("[,_]", "", found[1]))):
+            return cls(amount, "USD" if found[2].lower() == "usd" else "tokens")
+        raise AVError(f"{text!r} is no budget, like 20USD or 500000tokens")
 
     def amount_of(self, usage: Usage) -> float:
         """Return what counts of a usage; an unknown price counts as none."""
@@ -129,10 +127,10 @@ class Spending:
         Raises:
             BudgetSpent: none is under way, and what is left is not enough.
         """
-        amount = self._amount(most)
-        if self.budget and self._amount(self.total) + sum(self._held) + amount > self.budget.amount:
+        amount, budget = self._amount(most), self.budget
+        if budget and self._amount(self.total) + sum(self._held) + amount > budget.amount:
             if not self._held:
-                raise BudgetSpent(self._shortage(amount))
+                raise BudgetSpent(_shortage(budget, self._amount(self.total), amount))
             return False
         self._held.append(amount)
         return True
@@ -146,15 +144,15 @@ class Spending:
     def _amount(self, usage: Usage) -> float:
         return self.budget.amount_of(usage) if self.budget else 0.0
 
-    def _shortage(self, needed: float) -> str:
-        unit, spent = self.budget.unit, self._amount(self.total)
-        if not spent:
-            return (
-                f"the budget of {self.budget} is smaller than what one item can cost, "
-                f"{needed:,.4g} {unit}: raise it"
-            )
-        left = max(self.budget.amount - spent, 0)
+
+def _shortage(budget: Budget, spent: float, needed: float) -> str:
+    if not spent:
         return (
-            f"the budget of {self.budget} is spent but for {left:,.4g}, and the next item can cost "
-            f"{needed:,.4g} {unit}: what is done is kept; raise the budget to go on"
+            f"the budget of {budget} is smaller than what one item can cost, "
+            f"{needed:,.4g} {budget.unit}: raise it"
         )
+    left = max(budget.amount - spent, 0)
+    return (
+        f"the budget of {budget} is spent but for {left:,.4g}, and the next item can cost "
+        f"{needed:,.4g} {budget.unit}: what is done is kept; raise the budget to go on"
+    )

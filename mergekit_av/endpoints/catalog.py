@@ -63,8 +63,8 @@ def find_endpoint(
             raise AVError(f"{base_url!r} is no address of an API, like http://localhost:8000/v1")
         if price is None and _is_loopback(url.hostname):
             price = Price(0, 0)
-        key = os.environ.get(OWN_KEY) or NO_KEY
-        return Endpoint(model, model, base_url, key, price=price, own=True)
+        own_key = os.environ.get(OWN_KEY) or NO_KEY
+        return Endpoint(model, model, base_url, own_key, price=price, own=True)
     provider, _, name = model.partition("/")
     known = _providers()
     if provider not in known or not name:

@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -25,7 +25,9 @@ TEMPLATE = 64
 FILTERED = ("content_filter", "content_policy_violation")
 
 Message = dict[str, str]
-Item, Result, Schema = TypeVar("Item"), TypeVar("Result"), TypeVar("Schema", bound=BaseModel)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,12 @@ class Completions:
                 bar.write(kept, file=sys.stderr)
                 raise
 
-    async def _run(self, items, work, keep) -> None:
+    async def _run(
+        self,
+        items: Iterator[Item],
+        work: Callable[[Item], Awaitable[Result]],
+        keep: Callable[[Item, Result], None],
+    ) -> None:
         from openai import AsyncOpenAI, Timeout
 
         errors: list[Exception] = []
@@ -237,8 +244,14 @@ class Completions:
             completion,
         )
 
-    async def _complete(self, messages, max_tokens, seed, schema) -> Completion:
-        request = {
+    async def _complete(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int,
+        seed: int | None,
+        schema: type[BaseModel] | None,
+    ) -> Completion:
+        request: dict[str, Any] = {
             "model": self.endpoint.name,
             "messages": list(messages),
             "temperature": self.temperature,
@@ -271,9 +284,9 @@ class Completions:
         from openai import BadRequestError, UnprocessableEntityError
 
         while True:
-            sent_schema = schema is not None and self._takes_schema
-            if sent_schema:
-                request["response_format"] = _response_format(schema)
+            sent_schema = schema if self._takes_schema else None
+            if sent_schema is not None:
+                request["response_format"] = _response_format(sent_schema)
             else:
                 request.pop("response_format", None)
             try:
@@ -286,7 +299,8 @@ class Completions:
                     withheld = Choice(message=AnswerMessage(), finish_reason="content_filter")
                     return Answer(choices=[withheld], usage=AnswerUsage())
                 message = server_message(error.body)
-                if not sent_schema or not ("response_format" in message or "schema" in message):
+                refuses_schema = "response_format" in message or "schema" in message
+                if sent_schema is None or not refuses_schema:
                     raise AVError(explain(self.endpoint, error)) from None
                 self._takes_schema = False  # the words in the prompt will have to do
 

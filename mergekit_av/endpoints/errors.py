@@ -33,7 +33,7 @@ def explain(endpoint: Endpoint, error: Exception) -> str:
     """Return what is wrong, and what to do about it."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
-    where, status = f"{endpoint.model} at {endpoint.base_url}", getattr(error, "status_code", None)
+    where, status = f"{endpoint.model} at {endpoint.base_url}", getattr(error, "status_code", 0)
     if isinstance(error, APITimeoutError):
         text = f"{where} has not answered in time: try a longer --timeout; {AGAIN}"
     elif isinstance(error, APIConnectionError):

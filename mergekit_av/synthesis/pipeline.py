@@ -98,8 +98,9 @@ def synthesize(
         if repo:
             check_access(repo, repo_type="dataset")
         results = run_stages(generator, pipeline.estimates(), pipeline.make)
-        for result in results if on_result else ():
-            on_result(result)
+        if on_result:
+            for result in results:
+                on_result(result)
         if not repo:
             return Synthesized(results, None)
         commit = push(

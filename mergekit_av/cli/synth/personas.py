@@ -47,8 +47,9 @@ def personas(domain, out, source, sample, create, shape, depth, plain, generatio
     from mergekit_av.synthesis.generate.run import create_personas, sample_personas
 
     if source:
-        draw = {"seed": generation.seed, "restart": generation.restart}
-        folder, count = sample_personas(domain, source, sample, out=out, **draw)
+        folder, count = sample_personas(
+            domain, source, sample, out=out, seed=generation.seed, restart=generation.restart
+        )
         click.echo(f"{folder}: {count:,} personas of {source}")
         return
     shape = replace(shape, depth=depth)

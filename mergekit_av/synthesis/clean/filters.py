@@ -7,7 +7,6 @@ not tell the level).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -43,7 +42,15 @@ class Rules:
     balance: bool = False
 
     @classmethod
-    def of(cls, domain: Domain, refusals: Sequence[str] = (), **how: Any) -> "Rules":
+    def of(
+        cls,
+        domain: Domain,
+        refusals: Sequence[str] = (),
+        *,
+        language: str = "en",
+        similarity: float = SIMILARITY,
+        balance: bool = False,
+    ) -> "Rules":
         """Return the rules of a domain; where no level is named, refusals are right at those that ask
         for them.
 
@@ -57,7 +64,7 @@ class Rules:
                     f"{', '.join(domain.levels)}"
                 )
         asked = refusals or [level for level in domain.levels if asks_for_refusal(domain, level)]
-        return cls(refusals=frozenset(asked), **how)
+        return cls(frozenset(asked), language, similarity, balance)
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def apply_filters(candidates: Sequence[Candidate], domain: Domain, rules: Rules)
         kept = [candidate for i, candidate in enumerate(kept) if i not in found]
         counts[step] = len(found)
     if not kept:
-        worst = max(counts, key=counts.get)
+        worst = max(counts, key=counts.__getitem__)
         example = next((one.reason for one in dropped if one.step == worst), "there are none")
         raise AVError(
             f"none of the {len(candidates)} records is clean; most were dropped as {worst}: {example}"

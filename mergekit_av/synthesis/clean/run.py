@@ -61,8 +61,13 @@ class CleanConfig:
 
     def rules(self, domain: Domain) -> Rules:
         """Return the rules for the records of a domain; see `Rules.of`."""
-        how = {"language": self.language, "similarity": self.similarity, "balance": self.balance}
-        return Rules.of(domain, self.refusals, **how)
+        return Rules.of(
+            domain,
+            self.refusals,
+            language=self.language,
+            similarity=self.similarity,
+            balance=self.balance,
+        )
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,8 @@ def clean_others(path: Path, domain: Domain, source: str | None, rules: Rules) -
     folder = DataFolder.begin(path, domain)
     if folder.responses():
         raise AVError(f"{path} has responses of its own: choose another folder")
-    if (path / RECORDS).resolve() == Path(source or domain.records).resolve():
+    read = source or domain.records
+    if read and (path / RECORDS).resolve() == Path(read).resolve():
         raise AVError(f"{path / RECORDS} would be written over: choose another folder")
     cleaned = _clean(folder, others, rules, (RECORDS,))
     write_whole(folder.path / RECORDS, _lines(one.row for one in cleaned.kept))

@@ -79,7 +79,8 @@ class PersonaStage:
         with self.generator.open_journal(
             CREATED, list(self.prompts.values()), **settings
         ) as journal:
-            tree, tried = self._tree(journal.entries), set()
+            tree = self._tree(journal.entries)
+            tried: set[str] = set()
             while tree.missing and (wave := tree.next(tried)):
                 tried |= {expansion.id for expansion in wave}
                 self._ask_for(wave, tree, journal)

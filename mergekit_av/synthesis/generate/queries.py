@@ -48,8 +48,15 @@ class QueryStage:
                 journal.append(_entry(persona, _unquoted(completion.text), made))
 
             done = len(self.generator.folder.queries())
-            bar = {"total": done + len(asked), "done": done, "desc": "Queries", "unit": "query"}
-            self.generator.client.run(asked, self._ask, keep, **bar)
+            self.generator.client.run(
+                asked,
+                self._ask,
+                keep,
+                total=done + len(asked),
+                done=done,
+                desc="Queries",
+                unit="query",
+            )
         return len(self.generator.folder.queries())
 
     def _missing(self) -> list[Persona]:

@@ -68,8 +68,15 @@ class ResponseStage:
 
             missing = self._missing()
             total = len(self.generator.folder.queries()) * len(domain.levels)
-            bar = {"done": total - len(missing), "desc": "Responses", "unit": "response"}
-            self.generator.client.run(missing, self._ask, keep, total=total, **bar)
+            self.generator.client.run(
+                missing,
+                self._ask,
+                keep,
+                total=total,
+                done=total - len(missing),
+                desc="Responses",
+                unit="response",
+            )
         return total
 
     def instruction(self, level: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_av.errors import AVError
 from mergekit_av.synthesis.folder import id_of
 
 
@@ -25,10 +26,15 @@ class TreeShape:
     rounds: int = 3
 
     def size(self) -> int:
-        """Return the number of personas in the whole of it, where its depth is given."""
-        return (
-            self.rounds * self.roots * sum(self.children**level for level in range(self.depth + 1))
-        )
+        """Return the number of personas in the whole of it.
+
+        Raises:
+            AVError: its depth is not given.
+        """
+        if self.depth is None:
+            raise AVError("a tree of personas without a depth has no end: give it one")
+        of_root = sum(self.children**level for level in range(self.depth + 1))
+        return self.rounds * self.roots * of_root
 
 
 @dataclass(frozen=True)
