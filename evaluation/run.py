@@ -15,12 +15,11 @@ from mergekit_av.evaluation.judge.judge import JudgeConfig
 from mergekit_av.evaluation.judge.run import judge_model
 from mergekit_av.evaluation.judge.summary import judge_summary
 from mergekit_av.evaluation.judge.tally import JudgeResult
-from mergekit_av.evaluation.measure.engine import load_chat_tokenizer
 from mergekit_av.hub.source import resolve
 from mergekit_av.io.atomic import check_file, write_whole
 from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.io.fingerprint import fingerprint
-from mergekit_av.models.chat import cut_notice
+from mergekit_av.models.chat import cut_notice, load_chat_tokenizer
 from mergekit_av.models.decoding import Decoding
 from mergekit_av.models.default_base import base_or_default
 from mergekit_av.models.generation import write_answers

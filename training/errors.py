@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from mergekit_av.errors import AVError
 
 from .checkpoints import newest_whole
-from .run import Run
+from .run_folder import Run
 
 # How TRL and transformers refuse settings.
 REFUSALS = (ValueError, NotImplementedError, ImportError)

@@ -18,7 +18,7 @@ from mergekit_av.vectors.vector import AlignmentVector
 from mergekit_av.vectors.writing import VECTOR
 
 from .pairs import LAMBDA, Pairing, preference_pairs, spectrum_pairs
-from .run import Run
+from .run_folder import Run
 from .settings import HOLD, PATIENCE
 
 SPLITS = ("train", "validation")

@@ -9,9 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mergekit_av.models.chat import ensure_chat_template
 from mergekit_av.models.generation import write_answers
-from mergekit_av.models.load import load_model, load_tokenizer
+from mergekit_av.models.load import load_model
 from mergekit_av.models.scoring import mean_log_probs
 from mergekit_av.runtime.knobs import Knobs
 from mergekit_av.vectors.arithmetic import Rounding
@@ -19,14 +18,6 @@ from mergekit_av.vectors.arithmetic import Rounding
 from .requests import Generate, Measured, Request, Score
 
 log = logging.getLogger(__name__)
-
-
-def load_chat_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; where it has no chat template, with ours, which is logged."""
-    tokenizer = load_tokenizer(base)
-    if notice := ensure_chat_template(tokenizer):
-        log.warning("%s: %s", base, notice)
-    return tokenizer
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mergekit_av.errors import AVError
+from mergekit_av.models.chat import load_chat_tokenizer
 
-from .engine import EngineConfig, load_chat_tokenizer
+from .engine import EngineConfig
 from .requests import Measured, Request
 
 

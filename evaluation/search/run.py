@@ -20,7 +20,7 @@ from mergekit_av.evaluation.inputs import (
     split_name,
 )
 from mergekit_av.evaluation.measure.cache import Cache
-from mergekit_av.evaluation.measure.engine import Engine, EngineConfig, load_chat_tokenizer
+from mergekit_av.evaluation.measure.engine import Engine, EngineConfig
 from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
 from mergekit_av.evaluation.measure.workers import Workers
 from mergekit_av.evaluation.plotting import load_pyplot
@@ -30,13 +30,13 @@ from mergekit_av.io.atomic import write_whole
 from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.io.fingerprint import fingerprint
 from mergekit_av.io.locks import locked
+from mergekit_av.models.chat import load_chat_tokenizer
 from mergekit_av.models.default_base import base_or_default
 from mergekit_av.models.load import load_shape, own_dtype
 from mergekit_av.provenance import machine, versions
 from mergekit_av.vectors.vector import AlignmentVector
 
 from .config import RECIPES, SearchConfig
-from .export import search_json
 from .joint import measure_joint, open_joint
 from .outcome import best_outcome, measure_tests
 from .plot import plot_goals, plot_slices
@@ -44,6 +44,7 @@ from .problem import Question, combinations
 from .recipe import Ingredients
 from .report import HEADING, search_markdown
 from .result import SearchResult
+from .schema import search_json
 from .search import Search
 from .strategies import STRATEGIES
 from .summary import annotated_recipe, search_summary

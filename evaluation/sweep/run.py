@@ -16,7 +16,7 @@ from mergekit_av.evaluation.inputs import (
     open_vectors,
 )
 from mergekit_av.evaluation.measure.cache import Cache
-from mergekit_av.evaluation.measure.engine import Engine, load_chat_tokenizer
+from mergekit_av.evaluation.measure.engine import Engine
 from mergekit_av.evaluation.measure.store import EVALUATIONS, Store
 from mergekit_av.evaluation.plotting import load_pyplot
 from mergekit_av.hub.source import resolve
@@ -24,17 +24,18 @@ from mergekit_av.io.atomic import write_whole
 from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.io.fingerprint import fingerprint
 from mergekit_av.io.locks import locked
+from mergekit_av.models.chat import load_chat_tokenizer
 from mergekit_av.models.default_base import base_or_default
 from mergekit_av.provenance import machine, versions
 
-from .cards import check_card, write_card
+from .card import check_card, write_card
 from .config import SweepConfig
-from .export import sweep_csv, sweep_json
 from .plan import Plan, count_records, make_plans
 from .plot import plot_sweep
 from .prompting import baseline
 from .report import HEADING, REPORT, sweep_markdown
 from .result import Sweep, SweepResult
+from .schema import sweep_csv, sweep_json
 from .summary import sweep_summary
 from .sweep import sweep
 

@@ -25,7 +25,7 @@ from mergekit_av.errors import AVError
 from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.vectors.delta import open_delta
 
-from .definition import definition_of, described_weights
+from .checkpoint_architecture import definition_of, described_weights
 from .slices import check_modules, check_ranges, sliced
 
 # Bases whose merges have an architecture from here.

@@ -10,16 +10,18 @@ of it as the two renderings share: a template may end the prompt with what it do
 a given response, such as `<think>`.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from mergekit_av.data.records import Message, Record
 from mergekit_av.errors import AVError, first_line
 
 from .limits import within
+from .load import load_tokenizer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+log = logging.getLogger(__name__)
 
 # For a base without a chat template. The space before the content keeps the generation prompt a
 # prefix of the whole for tokenizers that join a space to the word after it.
@@ -38,7 +40,7 @@ PLAIN_NOTICE = "no chat template: prompts are written as 'User: …', a blank li
 SHOWN = 60
 
 
-def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Give a tokenizer without a chat template the plain one; say so in a sentence, or None."""
     if tokenizer.chat_template:
         return None
@@ -47,7 +49,7 @@ def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def encode(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     prompt: str | Sequence[Message],
     responses: Sequence[str],
 ) -> tuple[list[int], list[list[int]]]:
@@ -75,7 +77,7 @@ def encode(
 
 
 def generation_prompt(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str | Sequence[Message]
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]
 ) -> list[int]:
     """Token ids of the whole prompt, from which a model answers.
 
@@ -93,14 +95,14 @@ def generation_prompt(
 
 
 def left_out(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str | Sequence[Message], kept: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message], kept: Sequence[int]
 ) -> str:
     """Return the end of a whole prompt that is missing in `kept`, its beginning as of `encode`;
     often ""."""
     return tokenizer.decode(generation_prompt(tokenizer, prompt)[len(kept) :])
 
 
-def cut_notice(tokenizer: "PreTrainedTokenizerBase", records: Iterable[Record]) -> str | None:
+def cut_notice(tokenizer: PreTrainedTokenizerBase, records: Iterable[Record]) -> str | None:
     """Return where responses stand behind less than their whole prompts: a sentence that says so."""
     records = list(records)
     ends = []
@@ -143,3 +145,15 @@ def _common_prefix(left: list[int], right: list[int]) -> int:
             break
         length += 1
     return length
+
+
+def load_chat_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; give it the plain chat template where it has none, and log that.
+
+    Raises:
+        AVError: there is no tokenizer that loads.
+    """
+    tokenizer = load_tokenizer(base)
+    if notice := ensure_chat_template(tokenizer):
+        log.warning("%s: %s", base, notice)
+    return tokenizer
