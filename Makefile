@@ -19,7 +19,8 @@ avs: .venv/installed ## Train the medical, financial and legal AVs of the defaul
 	$(BIN)/av-train --domain financial --domain legal --max-records 36
 
 test: lint ## Check the code's form, types and layers, and run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	@# More processes than cores: a third of the time goes into waiting for servers and children.
+	$(BIN)/pytest --numprocesses $$(($$(nproc) * 3 / 2)) --maxprocesses 8 --dist worksteal
 
 lint: .venv/installed ## Check the code's form, types and layers
 	$(BIN)/ruff check .

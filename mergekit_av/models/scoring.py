@@ -6,6 +6,7 @@ that way, else one record a forward pass.
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.functional import cross_entropy, linear
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CPU_CAPACITY, ACCELERATOR_CAPACITY = 1536, 8192
 # Logits in memory at a time, tokens × vocabulary: in float32 64 MiB at most.
 BLOCK_TOKENS, BLOCK_VOCABULARY = 4096, 4096
+# Model → what it was when a trial showed that it can be packed.
+_packed_kinds: WeakKeyDictionary["PreTrainedModel", tuple] = WeakKeyDictionary()
 
 
 def context_length(model: "PreTrainedModel") -> int | None:
@@ -128,7 +131,7 @@ def _score(
     """Indices of some records and their scores, (records, levels), until all have been scored."""
     limit = length_limit(model.config)
     packed = [i for i, sequences in enumerate(encoded) if sequences.longest <= limit]
-    if packed and not can_pack(model, encoded[packed[0]]):
+    if packed and not _packs(model, encoded[packed[0]]):
         packed = []
     capacity = CPU_CAPACITY if model.device.type == "cpu" else ACCELERATOR_CAPACITY
     for row in rows([encoded[i] for i in packed], capacity):
@@ -136,6 +139,17 @@ def _score(
         yield indices, _score_packed(model, [encoded[i] for i in indices])
     for index in sorted(set(range(len(encoded))) - set(packed)):
         yield [index], _score_plain(model, encoded[index])
+
+
+def _packs(model: "PreTrainedModel", sample: Sequences) -> bool:
+    """Return whether a model can be packed; tried once, for its weights do not decide it."""
+    kind = (model.config._attn_implementation, model.dtype, model.device)
+    if _packed_kinds.get(model) != kind:
+        # A no is not remembered: it may come from weights at a λ that breaks them.
+        if not can_pack(model, sample):
+            return False
+        _packed_kinds[model] = kind
+    return True
 
 
 def _score_packed(model: "PreTrainedModel", records: Sequence[Sequences]) -> torch.Tensor:

@@ -393,7 +393,10 @@ def in_background(*options: object) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGTERM in the background"],
+    [
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("Ctrl-C", "SIGTERM")),
+        "SIGTERM in the background",
+    ],
 )
 def test_stopped_in_its_only_batch_it_writes_the_best_of_what_is_measured(given, tmp_path, how):
     out = tmp_path / "mine.yml"

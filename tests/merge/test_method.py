@@ -117,6 +117,7 @@ def test_the_mergekit_yaml_command_finds_the_method(base, vectors, out, tmp_path
     assert_same(load_file(out / SINGLE), expected(base, {vectors["legal"]: -0.7}))
 
 
+@pytest.mark.slow
 def test_the_mergekit_multi_command_finds_the_method(base, vectors, tmp_path):
     first = {**nearest(base, {vectors["legal"]: 0.5}), "name": "first"}
     second = nearest("first", {vectors["medical"]: -1})

@@ -255,7 +255,11 @@ print(constants.HF_HUB_DISABLE_TELEMETRY)
 
 
 @pytest.mark.parametrize(
-    ("given", "off"), [({}, "True"), ({"HF_HUB_DISABLE_TELEMETRY": "0"}, "False")]
+    ("given", "off"),
+    [
+        ({}, "True"),
+        pytest.param({"HF_HUB_DISABLE_TELEMETRY": "0"}, "False", marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_reported_to_the_hub_unless_the_user_wants_it(given, off):
     signs = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
