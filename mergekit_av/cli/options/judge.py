@@ -43,7 +43,7 @@ def judge_options(function: Callable) -> Callable:
         "--judge-rubric",
         "rubric",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="What the judge is told, a text file.  [default: evaluation/rubric.txt of the package]",
+        help="What the judge is told, a text file.  [default: evaluation/judge/rubric.txt of the package]",
     )
     @click.option(
         "--judge-max-tokens",
