@@ -12,9 +12,11 @@ from mergekit_av.errors import AVError
 from .checkpoints import newest_whole
 from .run_folder import Run
 
-# How TRL and transformers refuse settings.
-REFUSALS = (ValueError, NotImplementedError, ImportError)
-REFUSED = ("to be installed", "`metric_for_best_model`")
+# Refused settings are told from an interruption, for a user must change them and not `--resume`. TRL and
+# transformers raise ValueError for what contradicts itself, NotImplementedError for what they cannot
+# combine, ImportError for a package that an option needs; the words are those of their other errors.
+SETTINGS_ERRORS = (ValueError, NotImplementedError, ImportError)
+SETTINGS_WORDS = ("to be installed", "`metric_for_best_model`")
 # What a training cannot foresee; and how torch.save says that it could not write a file.
 INTERRUPTIONS = (OSError, SafetensorError, torch.OutOfMemoryError)
 DISK_FULL = ("inline_container", "PytorchStreamWriter")
@@ -33,7 +35,7 @@ def training_errors(run: Run) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, REFUSALS) or any(sign in reason for sign in REFUSED):
+        if isinstance(error, SETTINGS_ERRORS) or any(sign in reason for sign in SETTINGS_WORDS):
             if PartialState().is_main_process and newest_whole(run.folder) is None:
                 run.close(keep_aligned=False)
             raise AVError(f"the training cannot be done: {reason}") from error
