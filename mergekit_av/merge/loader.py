@@ -47,6 +47,4 @@ def folder_of_vector(vector: ModelReference) -> Path:
 
 def read_through(vector: ModelReference, delta: Delta) -> None:
     """Let mergekit read a vector's tensors through its delta, in all merges from now on."""
-    loader = LoaderCache().loaders.get(vector)
-    if not isinstance(loader, DeltaLoader) or loader.delta is not delta:
-        LoaderCache().loaders[vector] = DeltaLoader(delta)
+    LoaderCache().loaders[vector] = DeltaLoader(delta)

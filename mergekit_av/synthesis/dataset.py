@@ -36,7 +36,7 @@ def write_records(
     """
     lines = [{key: row[key] for key in FIELDS if row.get(key) is not None} for row in rows]
     file = folder.path / CARD
-    kept = Kept.of(file.read_text("utf-8", errors="replace")) if file.is_file() else Kept()
+    kept = Kept.at(file)
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_whole(folder.path / RECORDS, content)
     write_whole(file, card(folder, lines, cleaning, language, kept))

@@ -7,7 +7,7 @@ from pathlib import Path
 from mergekit_av.errors import AVError
 from mergekit_av.hub.source import hub_name, resolve, revision_of
 from mergekit_av.hub.trust import refuse_links
-from mergekit_av.hub.upload import CARD, Upload, local_paths, read_text
+from mergekit_av.hub.upload import CARD, Upload, local_paths
 from mergekit_av.io.json import read_json
 from mergekit_av.text.card import Kept
 
@@ -80,7 +80,7 @@ def _published(vector: StoredVector, base: str, token: str | bool | None) -> Bas
 
 def kept_card(folder: Path, license: Mapping[str, str]) -> Kept:
     """Return what a new card keeps of the one in a folder, and the base's license where it names none."""
-    return Kept.of(read_text(folder / CARD)).or_else(Kept(license))
+    return Kept.at(folder / CARD).or_else(Kept(license))
 
 
 def no_license(base: str) -> str:
