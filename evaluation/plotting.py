@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from mergekit_av.errors import AVError
+from mergekit_av.extras import require
 from mergekit_av.io.atomic import write_whole
 
 # The best level in blue, the worst in red; from Okabe and Ito's palette, readable for all.
@@ -16,10 +16,9 @@ def load_pyplot():
     Raises:
         AVError: it is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise AVError("plots need matplotlib: pip install 'mergekit-av[plot]'") from None
+    require("plot", "matplotlib", to="draw plots")
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

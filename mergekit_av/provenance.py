@@ -1,5 +1,6 @@
 """What decides figures beside the data: versions of packages, and the machine."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -8,8 +9,12 @@ PACKAGES = ("mergekit-av", "mergekit", "torch", "transformers")
 
 
 def versions(*further: str) -> dict[str, str]:
-    """Return the installed versions of the packages that decide every figure, and of further ones."""
-    return {name: importlib.metadata.version(name) for name in (*PACKAGES, *further)}
+    """Return the versions of the packages that decide every figure, and of further installed ones."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in further:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def machine(device: str) -> str:

@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
 SCRIPTS = PROJECT["scripts"]
 SOURCES = ("mergekit_av", "training", "evaluation")
+EXTRAS = ("train", "plot", "workers", "synth")
 HEAVY = {"torch", "transformers", "mergekit", "trl", "datasets"}
 
 
@@ -46,6 +47,25 @@ def bare(tmp_path_factory) -> Path:
         sysconfig.get_path("purelib"), "utf-8"
     )
     return environment
+
+
+@pytest.fixture(scope="module")
+def without_extras(bare) -> Path:
+    """The bare environment, without the libraries that only an extra brings."""
+    extras = PROJECT["optional-dependencies"]
+    left_out = {canonical(each) for name in EXTRAS for each in extras[name]}
+    libraries = bare.parent / "libraries"
+    libraries.mkdir()
+    for found in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")]):
+        if canonical(found.name) not in left_out:
+            tops = {file.parts[0] for file in found.files or () if file.parts[0] != ".."}
+            for top in tops - {entry.name for entry in libraries.iterdir()} - {"__pycache__"}:
+                (libraries / top).symlink_to(found.locate_file(top))
+    pth = site_packages(bare) / "dependencies.pth"
+    everything = pth.read_text("utf-8")
+    pth.write_text(str(libraries), "utf-8")
+    yield bare
+    pth.write_text(everything, "utf-8")
 
 
 def site_packages(environment: Path) -> Path:
@@ -155,12 +175,46 @@ print(merge_methods.get("alignment_vector").spec.name, mergekit_av.__file__)
     assert done.stdout.split() == ["alignment_vector", str(installed)], done.stderr
 
 
+def test_who_only_merges_needs_no_extra(without_extras, base, aligned, tmp_path):
+    av, out = tmp_path / "av", tmp_path / "out"
+    (tmp_path / "recipe.yml").write_text(
+        f"merge_method: alignment_vector\nbase_model: {base}\ndtype: bfloat16\n"
+        f"models: [{{model: {av}, parameters: {{lambda: 0.5}}}}]\n",
+        "utf-8",
+    )
+    merge = ["python", "-m", "mergekit.scripts.run_yaml", tmp_path / "recipe.yml", out]
+    for command in (
+        ["av-extract", base, aligned, av],
+        ["av-check", av, "--base", base],
+        merge,
+        ["av-eval", out, "--domain", "medical", "--answers", "0"],
+        ["av-export", av, "--lora", "--out", tmp_path / "lora", "--rank", "2"],
+    ):
+        done = run(without_extras, *command)
+        assert done.returncode == 0, done.stderr
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("av-train --domain medical", "to train a vector, trl is needed: pip install 'mergekit-av[train]'"),
+        ("av-eval", "to convert the default base, gguf is needed: pip install 'mergekit-av[train]'"),
+        ("av-sweep --av AV --out sweep", "to draw plots, matplotlib is needed: pip install 'mergekit-av[plot]'"),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_named(without_extras, vectors, command, told):
+    done = run(without_extras, *command.replace("AV", str(vectors["medical"])).split())
+
+    assert (done.returncode, done.stderr) == (1, f"Error: {told}\n")
+
+
 def test_declared_dependencies_cover_every_import():
     declared = {
         canonical(requirement)
         for requirements in (
             PROJECT["dependencies"],
-            *(PROJECT["optional-dependencies"][extra] for extra in ("plot", "workers", "synth")),
+            *(PROJECT["optional-dependencies"][extra] for extra in EXTRAS),
         )
         for requirement in requirements
     }

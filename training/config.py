@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergekit_av.errors import UsageError
+from mergekit_av.extras import require
 
 from .lambdas import check_lambdas
 from .settings import PATIENCE, SETTING
@@ -46,7 +47,7 @@ class TrainConfig:
 
     Raises:
         UsageError: options that do not go together.
-        AVError: `lambdas` are none to train at.
+        AVError: `lambdas` are none to train at; TRL is not installed.
     """
 
     domains: Sequence[str | Path] = ()
@@ -71,6 +72,7 @@ class TrainConfig:
     private: bool = False
 
     def __post_init__(self):
+        require("train", "trl", to="train a vector")
         several = len(self.domains) > 1
         if self.lambdas is not None:
             check_lambdas(self.lambdas)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mergekit_av.errors import AVError
+from mergekit_av.extras import require
 from mergekit_av.models.chat import load_chat_tokenizer
 
 from .engine import EngineConfig
@@ -90,11 +91,10 @@ def _share(resources: dict[str, float], config: EngineConfig, count: int) -> dic
 
 def _load_ray():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.util
-    except ImportError:
-        raise AVError("workers need Ray: pip install 'mergekit-av[workers]'") from None
+    require("workers", "ray", to="evaluate in several processes")
+    import ray
+    import ray.util
+
     return ray
 
 

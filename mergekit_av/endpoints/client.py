@@ -1,7 +1,6 @@
 """Chat completions from any OpenAI-compatible endpoint, many at a time, within a budget."""
 
 import asyncio
-import importlib.util
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from mergekit_av.errors import AVError
+from mergekit_av.extras import require
 
 from .answer import Answer, AnswerMessage, AnswerUsage, Choice
 from .budget import Spending, Usage
@@ -75,8 +75,7 @@ def connect(
         UsageError: no model is named.
         AVError: see `find_endpoint` and `Spending`; the openai package is not installed.
     """
-    if importlib.util.find_spec("openai") is None:
-        raise AVError("asking a model needs openai: pip install 'mergekit-av[synth]'")
+    require("synth", "openai", to="ask a model")
     endpoint = config.endpoint(needs_key)
     return Completions(
         endpoint,

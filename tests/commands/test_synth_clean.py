@@ -301,7 +301,7 @@ def test_a_library_that_is_not_installed_is_named_before_anything_is_paid(
     run = ("run", "--domain", write_domain(tmp_path), "--count", 3, "--base-url", chat.url)
     for arguments in (["clean", made], [*run, "--model", "tiny", "--out", tmp_path / "new"]):
         told = refused(*arguments)
-        assert told == "Error: cleaning needs lingua: pip install 'mergekit-av[synth]'"
+        assert told == "Error: to clean records, lingua is needed: pip install 'mergekit-av[synth]'"
     assert not chat.requests and not (tmp_path / "new").exists()
 
 

@@ -8,7 +8,6 @@ Beside what a data set was made of, which stays as it is, it writes
     cleaning.json      the same in numbers
 """
 
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from mergekit_av.data.domain import Domain, load_domain
 from mergekit_av.data.records import RECORDS
 from mergekit_av.errors import AVError, UsageError
+from mergekit_av.extras import require
 from mergekit_av.io.atomic import write_whole
 from mergekit_av.io.locks import locked
 from mergekit_av.synthesis.dataset import CARD, write_records
@@ -29,7 +29,6 @@ from .filters import Cleaned, Rules, apply_filters
 from .report import as_json, as_markdown
 
 DROPPED, REPORT, NUMBERS = "dropped.jsonl", "cleaning.md", "cleaning.json"
-LIBRARIES = ("lingua", "datasketch", "markdown_it")
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,7 @@ def clean_others(path: Path, domain: Domain, source: str | None, rules: Rules) -
 
 def require_libraries() -> None:
     """Raise AVError where something that cleaning needs is not installed."""
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise AVError(f"cleaning needs {missing[0]}: pip install 'mergekit-av[synth]'")
+    require("synth", "lingua", "datasketch", "markdown_it", to="clean records")
 
 
 def _clean(
