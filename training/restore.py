@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from trl import DPOTrainer
 
 from mergekit_av.errors import AVError
 from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.models.layout import Layout, named_tensors
 from mergekit_av.models.load import layout_of
 
+from .shared_prompts import SharedPromptsTrainer
 
-class RestoringTrainer(DPOTrainer):
+
+class RestoringTrainer(SharedPromptsTrainer):
     """Train with TRL, and put checkpoints back whole: every weight, bit for bit.
 
     Weights that are spread over processes (FSDP, DeepSpeed) are put back as transformers does it; they
