@@ -6,7 +6,7 @@ at several λ, at each of them towards the level that is meant there (`pairs.spe
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ class SpectrumTrainer(RestoringTrainer):
     def _get_train_sampler(self, train_dataset=None) -> "LambdaSampler":
         rows = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LambdaSampler(rows[LAMBDA], self.args.train_batch_size, seed)
+        records = [tuple(prompt) for prompt in rows["prompt_ids"]]
+        return LambdaSampler(rows[LAMBDA], records, self.args.train_batch_size, seed)
 
     def training_step(self, model, inputs, *args: Any, **kwargs: Any) -> torch.Tensor:
         value = inputs.pop(LAMBDA)[0].item()
@@ -100,18 +101,24 @@ class SpectrumTrainer(RestoringTrainer):
 class LambdaSampler(torch.utils.data.Sampler):
     """Draw rows in an order in which each batch has one λ, and the λ take turns.
 
-    Shuffled anew each epoch. Where the rows of a λ do not fill as many whole batches as those of
-    another, some come twice.
+    The rows of a record at a λ come together, in one batch wherever they fit into one, so that their
+    prompt is computed once. Records are shuffled anew each epoch. Where the rows of a λ do not fill
+    as many whole batches as those of another, some come twice.
 
     Args:
         lambdas: of each row.
+        records: of each row, whatever tells its record: rows with the same one belong together.
         batch: rows in a batch.
     """
 
-    def __init__(self, lambdas: Sequence[float], batch: int, seed: int):
-        of_rows = torch.tensor(list(lambdas))
-        self._rows = [(of_rows == value).nonzero()[:, 0] for value in of_rows.unique().flip(0)]
-        self._batches = max(math.ceil(len(rows) / batch) for rows in self._rows)
+    def __init__(
+        self, lambdas: Sequence[float], records: Sequence[Hashable], batch: int, seed: int
+    ):
+        of_lambdas: dict[float, dict[Hashable, list[int]]] = {}
+        for row, (value, record) in enumerate(zip(lambdas, records, strict=True)):
+            of_lambdas.setdefault(value, {}).setdefault(record, []).append(row)
+        self._groups = [list(of_lambdas[value].values()) for value in sorted(of_lambdas)[::-1]]
+        self._batches = max(math.ceil(sum(map(len, groups)) / batch) for groups in self._groups)
         self._batch = batch
         self._seed = seed
         self._epoch = 0
@@ -120,17 +127,48 @@ class LambdaSampler(torch.utils.data.Sampler):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._batches * self._batch * len(self._rows)
+        return self._batches * self._batch * len(self._groups)
 
     def __iter__(self) -> Iterator[int]:
         shuffle = torch.Generator().manual_seed(self._seed + self._epoch)
-        size = self._batches * self._batch
-        columns = []
-        for rows in self._rows:
-            times = math.ceil(size / len(rows))
-            drawn = [rows[torch.randperm(len(rows), generator=shuffle)] for _ in range(times)]
-            columns.append(torch.cat(drawn)[:size].view(self._batches, self._batch))
-        return iter(torch.stack(columns, dim=1).flatten().tolist())
+        columns = [torch.tensor(self._drawn(groups, shuffle)) for groups in self._groups]
+        batches = [column.view(self._batches, self._batch) for column in columns]
+        return iter(torch.stack(batches, dim=1).flatten().tolist())
+
+    def _drawn(self, groups: Sequence[list[int]], shuffle: torch.Generator) -> list[int]:
+        """Return the rows of one λ, as many as fill the batches: all of them, then all anew."""
+        drawn: list[int] = []
+        while len(drawn) < self._batches * self._batch:
+            waiting = [groups[number] for number in torch.randperm(len(groups), generator=shuffle)]
+            left = []  # what fills no batch without a cut comes last, and is cut there
+            while waiting:
+                room = self._batch - len(drawn) % self._batch
+                rows = _fitting(waiting, room) or _cut(waiting, room)
+                if len(rows) == room or room < self._batch:
+                    drawn += rows
+                else:
+                    left += rows
+            drawn += left
+        return drawn[: self._batches * self._batch]
+
+
+def _fitting(waiting: list[list[int]], room: int) -> list[int]:
+    """Take the first groups of rows that fit into so much room, one beside the other."""
+    taken: list[int] = []
+    place = 0
+    while len(taken) < room and place < len(waiting):
+        if len(taken) + len(waiting[place]) <= room:
+            taken += waiting.pop(place)
+        else:
+            place += 1
+    return taken
+
+
+def _cut(waiting: list[list[int]], room: int) -> list[int]:
+    """Take so many rows of the first group, which is larger."""
+    rows = waiting[0][:room]
+    waiting[0] = waiting[0][room:]
+    return rows
 
 
 class _WithLambda:

@@ -69,13 +69,20 @@ def test_the_validation_loss_is_that_of_each_pair_at_its_own_lambda(tmp_path, ba
 
 
 @given(
-    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    sizes=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=4),
     batch=st.integers(1, 5),
     epoch=st.integers(0, 3),
 )
 def test_each_batch_has_one_lambda_and_no_row_is_left_out(sizes, batch, epoch):
-    lambdas = [float(value) for value, size in enumerate(sizes) for _ in range(size)]
-    sampler = LambdaSampler(lambdas, batch, seed=1)
+    # Of each λ, how many rows each record has there.
+    rows = [
+        (float(value), record)
+        for value, counts in enumerate(sizes)
+        for record, count in enumerate(counts)
+        for _ in range(count)
+    ]
+    lambdas, records = zip(*rows, strict=True)
+    sampler = LambdaSampler(lambdas, records, batch, seed=1)
     sampler.set_epoch(epoch)
     order = list(sampler)
     assert len(order) == len(sampler) and set(order) == set(range(len(lambdas)))
@@ -90,11 +97,31 @@ def test_each_batch_has_one_lambda_and_no_row_is_left_out(sizes, batch, epoch):
         assert max(counts) - min(counts) <= 1  # as often as one another
 
 
+@given(sizes=st.lists(st.integers(1, 2), min_size=1, max_size=12), batch=st.sampled_from([2, 4, 6]))
+def test_the_rows_of_a_record_are_in_one_batch(sizes, batch):
+    records = [record for turn in range(2) for record, n in enumerate(sizes) if turn < n]
+    order = list(LambdaSampler([1.0] * len(records), records, batch, seed=1))
+    batches = [order[i : i + batch] for i in range(0, len(order), batch)]
+    # The last two may have to take what is left, and what comes again.
+    for rows in batches[:-2]:
+        there = Counter(records[row] for row in rows)
+        assert all(count == sizes[record] for record, count in there.items())
+
+
+def test_a_record_with_more_rows_than_a_batch_is_cut_into_whole_batches():
+    records = [record for record in range(4) for _ in range(6)]
+    order = list(LambdaSampler([1.0] * 24, records, 3, seed=1))
+    assert all(len({records[row] for row in order[i : i + 3]}) == 1 for i in range(0, 24, 3))
+
+
 def test_each_epoch_is_shuffled_anew():
-    sampler = LambdaSampler([1.0] * 20 + [-1.0] * 20, 4, seed=1)
+    sampler = LambdaSampler([1.0] * 20 + [-1.0] * 20, [*range(10)] * 4, 4, seed=1)
     first = list(sampler)
     sampler.set_epoch(1)
-    assert list(sampler) != first
+    second = list(sampler)
+    assert second != first
+    of_records = [[row % 10 for row in order] for order in (first, second)]
+    assert of_records[0] != of_records[1]
 
 
 def test_a_killed_run_continues_to_the_same_vector(tmp_path, base, trained):
