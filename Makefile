@@ -34,13 +34,14 @@ lint: .venv/installed ## Check the code's form, types and layers
 test-slow: .venv/installed ## Run the tests that take minutes, mergekit's own suite among them
 	$(BIN)/pytest -m slow
 
-bench: .venv/installed ## Measure speed and memory against mergekit, copying, scoring and the grid
+bench: .venv/installed ## Measure speed and memory against mergekit, copying, scoring, the grid and TRL
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/knobs.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/architectures.py
 
