@@ -29,7 +29,8 @@ from mergekit_av.models.decoding import Decoding
 from mergekit_av.models.default_base import base_or_default
 from mergekit_av.models.load import load_model, load_tokenizer
 from mergekit_av.vectors.low_rank import low_rank
-from mergekit_av.vectors.writing import Origin, write_vector
+from mergekit_av.vectors.origin import Origin
+from mergekit_av.vectors.writing import write_vector
 
 Operation = Callable[[str, torch.Tensor], torch.Tensor]
 DENSITIES = (0.5, 0.2, 0.1)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from mergekit_av import AlignmentVector, Knobs, export_lora, extract
 from mergekit_av.cli.check import av_check
-from mergekit_av.export.peft import carried_layers
 from mergekit_av.io.checkpoint import SINGLE, Checkpoint
 from mergekit_av.models.load import layout_of, load_model, load_shape
+from mergekit_av.vectors.layers import carried_layers
 
 IDS = torch.arange(5, 25)[None]
 EVERY = [

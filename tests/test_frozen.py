@@ -760,7 +760,7 @@ EXIT_CODES = [
     (1, "av-search", "--av", NOWHERE, "--all", "--out", "out"),
     (2, "av-search", "--av", "tone", "--out", "out.yml"),
     (2, "av-search", "--av", "tone", "--want", "tone", "--out", "out.yml"),
-    (2, "av-export", NOWHERE, "--lora", "--out", "out"),
+    (1, "av-export", NOWHERE, "--lora", "--out", "out"),
     (1, "av-export", NOWHERE, "--lora", "--rank", "2", "--out", "out"),
     (2, "av-push", NOWHERE, "me/x", "--create-pr", "--revision", "x"),
     (1, "av-push", NOWHERE, "me/x"),

@@ -38,10 +38,15 @@ def summary(vector) -> str:
     return "\n".join(
         [
             f"{vector.folder}: alignment vector {metadata.name!r} of {metadata.base.id}",
-            f"  {statistics['weights']:,} weights in {metadata.precision['dtype']}, "
+            f"  {statistics['weights']:,} weights in {metadata.precision['dtype']}{_rank(metadata)}, "
             f"difference {metadata.precision['difference']}",
             f"  norm {statistics['norm']:.4g}{relative}, "
             f"{statistics['unchanged']:.1%} of the weights unchanged",
             *([f"  WARNING: {warning}"] if warning else []),
         ]
     )
+
+
+def _rank(metadata) -> str:
+    """Of a low-rank vector its rank, in words."""
+    return f", of rank {metadata.low_rank['rank']}" if metadata.low_rank else ""

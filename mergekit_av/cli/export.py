@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @command
 @click.argument("av")
 @click.option("--lora", is_flag=True, required=True, help="As a LoRA adapter in PEFT's format.")
-@click.option("--rank", type=click.IntRange(min=1), required=True, help="Of its matrices.")
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    help="Of its matrices.  [default: of a low-rank vector its own; of others required]",
+)
 @click.option(
     "--lambda",
     "scale",
@@ -38,8 +42,9 @@ if TYPE_CHECKING:
 def av_export(av, lora, rank, scale, dtype, base, device, out, json_file, overwrite):
     """Write the alignment vector AV, a folder or Hub id, for PEFT, vLLM and llama.cpp.
 
-    Each weight matrix of a linear layer becomes the nearest product of two of the given rank;
-    embeddings, output layer, norms and biases are left out. The table says what that costs.
+    Each weight matrix of a linear layer becomes the nearest product of two of the given rank; of a
+    low-rank vector its own factors are kept as they are. Embeddings, output layer, norms and biases
+    are left out. The table says what that costs.
     """
     from mergekit_av.export.peft import export_lora
     from mergekit_av.vectors.vector import AlignmentVector

@@ -16,15 +16,18 @@ import torch
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from mergekit_av.errors import AVError, first_line
+from mergekit_av.errors import AVError, UsageError, first_line
 from mergekit_av.io.checkpoint import blocks_of
 from mergekit_av.io.folders import Kind, check_vacant, entries, whole_folder
 from mergekit_av.io.writer import CheckpointWriter
 from mergekit_av.models.layout import Layout
 from mergekit_av.models.load import default_device
 from mergekit_av.text.card import Kept, with_kept
+from mergekit_av.vectors.factors import Factors
+from mergekit_av.vectors.layers import carried_layers
 from mergekit_av.vectors.license import license_of
-from mergekit_av.vectors.low_rank import low_rank
+from mergekit_av.vectors.low_rank import low_rank, of_factors
+from mergekit_av.vectors.metadata import METADATA
 from mergekit_av.vectors.writing import VECTOR_DTYPES
 
 from .card import is_of_vector, lora_card
@@ -34,10 +37,14 @@ if TYPE_CHECKING:
     from mergekit_av.vectors.vector import AlignmentVector
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-# PEFT writes adapters of the same three files: only the card tells ours.
+# PEFT writes adapters of the same three files, and low-rank vectors have them too: only the card tells ours.
 ADAPTER = Kind(
     "an adapter of av-export",
-    known=lambda folder: (folder / CONFIG).is_file() and is_of_vector(folder / CARD),
+    known=lambda folder: (
+        (folder / CONFIG).is_file()
+        and not (folder / METADATA).exists()
+        and is_of_vector(folder / CARD)
+    ),
     foreign=lambda folder: [
         path
         for path in entries(folder)
@@ -49,7 +56,7 @@ ADAPTER = Kind(
 def export_lora(
     vector: "AlignmentVector",
     out: str | os.PathLike,
-    rank: int,
+    rank: int | None = None,
     *,
     scale: float = 1.0,
     dtype: str = "bfloat16",
@@ -65,8 +72,10 @@ def export_lora(
     or not at all. Matrices whose shorter side is less than `rank` are kept whole and filled up with
     zeros, as vLLM reads one rank for all. Memory: a few times the largest matrix, in float64.
 
+    Of a low-rank vector the factors themselves are written, where `rank` leaves them room.
+
     Args:
-        rank: from 1 to the largest that a matrix can have.
+        rank: from 1 to the largest that a matrix can have; of a low-rank vector by default its own.
         scale: λ at which the adapter acts where nothing else is said (`lora_alpha = scale · rank`).
         dtype: `bfloat16`, or `float32` for the factors whole.
         base_id: what the adapter calls its base; by default what the vector calls it.
@@ -87,7 +96,14 @@ def export_lora(
     weights = _Deltas(vector, layout)
     vector.check()
     vector.check_finite()
-    layers = carried_layers(model, layout)
+    layers, own = carried_layers(model, layout), vector.metadata.low_rank
+    if own is not None:
+        layers = [layer for layer in layers if weights.factors(f"{layer}.weight") is not None]
+        rank = own["rank"] if rank is None else rank
+    if rank is None:
+        raise UsageError(
+            f"{vector.folder} is stored whole: name the --rank that the adapter shall have"
+        )
     shapes = {layer: model.get_submodule(layer).weight.shape for layer in layers}
     largest = max(map(min, shapes.values()), default=0)
     if not 1 <= rank <= largest:
@@ -106,10 +122,12 @@ def export_lora(
 
         def factors() -> Iterator[torch.Tensor]:
             for layer in tqdm(layers, desc=f"Writing {Path(out).name}", unit="layer"):
-                delta = weights[f"{layer}.weight"].to(device)
-                if layer in transposed:
-                    delta = delta.T
-                b, a, energies = low_rank(delta, rank)
+                found = weights.factors(f"{layer}.weight")
+                if found is not None and found.rank <= rank:
+                    b, a, energies = of_factors(found, rank)
+                else:
+                    delta = weights[f"{layer}.weight"].to(device)
+                    b, a, energies = low_rank(delta.T if layer in transposed else delta, rank)
                 losses[layer.rpartition(".")[2]].append(energies.cpu())
                 yield from (a, b)
 
@@ -133,49 +151,6 @@ def export_lora(
             card = with_kept(card, Kept.at(Path(out) / CARD))
         (folder / CARD).write_text(card, "utf-8")
     return export
-
-
-def carried_layers(model: torch.nn.Module, layout: Layout) -> list[str]:
-    """Return the names of the layers that an adapter carries: the linear ones that PEFT computes as
-    such.
-
-    Not the output layer; not the projections in a state space whose kernels read the weight past the
-    layer; and not those that are called like an expert's, where transformers keeps the experts in one
-    tensor: PEFT would take them for these.
-    """
-    output = model.get_output_embeddings()
-    experts = {
-        part.split(".")[-2]
-        for group in layout.groups
-        if group.converter is not None
-        for part in group.disk
-        if "." in part
-    }
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D)
-        and module is not output
-        and _returns_product(module)
-        and name.rpartition(".")[2] not in experts
-        and not _in_state_space(model, name)
-    ]
-
-
-def _returns_product(layer: torch.nn.Module) -> bool:
-    """Return whether a layer returns nothing but a tensor; a router, which may be a linear layer,
-    returns more."""
-    rows = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
-    try:
-        found = layer(torch.empty(1, 1, rows, dtype=layer.weight.dtype, device=layer.weight.device))
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False
-    return isinstance(found, torch.Tensor)
-
-
-def _in_state_space(model: torch.nn.Module, layer: str) -> bool:
-    parent, _, own = layer.rpartition(".")
-    return own in ("dt_proj", "out_proj") and hasattr(model.get_submodule(parent), "A_log")
 
 
 def _target_modules(model: torch.nn.Module, layers: Sequence[str]) -> list[str]:
@@ -203,6 +178,11 @@ class _Deltas:
 
     def __init__(self, vector: "AlignmentVector", layout: Layout):
         self._delta, self._layout = vector.delta, layout
+
+    def factors(self, name: str) -> Factors | None:
+        """Return a weight's factors, where the vector has it as such."""
+        group = self._layout.by_memory[name]
+        return self._delta.factors(group.disk[0]) if group.converter is None else None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         group = self._layout.by_memory[name]

@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -60,15 +60,23 @@ class TensorInfo:
 class Checkpoint(Mapping[str, TensorInfo]):
     """The tensors of a folder, by name: what they are like at once, their values when read.
 
+    Args:
+        only: names of the safetensors files to read, instead of a model's.
+
     Raises:
         AVError: no folder, no safetensors, a missing shard, a damaged file.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, only: Sequence[str] = ()):
         self.folder = Path(folder)
+        self._weight_map: dict[str, str] = {}
         if not self.folder.is_dir():
             raise AVError(f"{folder} is not a folder")
-        self.files = [self.folder / name for name in self._file_names()]
+        for name in only:
+            if not (self.folder / name).is_file():
+                raise AVError(f"{folder} holds no {name}")
+        self.only = tuple(only)
+        self.files = [self.folder / name for name in only or self._file_names()]
         self._infos: dict[str, TensorInfo] = {}
         for file in self.files:
             self._read_header(file)
@@ -79,7 +87,6 @@ class Checkpoint(Mapping[str, TensorInfo]):
             )
 
     def _file_names(self) -> list[str]:
-        self._weight_map: dict[str, str] = {}
         if (self.folder / SINGLE).is_file():
             if (self.folder / INDEX).is_file():
                 # transformers would read the one, mergekit the other.
@@ -139,8 +146,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
     @property
     def paths(self) -> list[Path]:
         """All files that the checkpoint is made of: its shards, and their index."""
-        index = self.folder / INDEX
-        return [*self.files, *([index] if index.is_file() else [])]
+        return [*self.files, *([self.folder / INDEX] if self._weight_map else [])]
 
     def read(self, name: str) -> torch.Tensor:
         """Return the whole tensor, on the CPU."""

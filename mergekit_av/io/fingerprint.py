@@ -57,12 +57,12 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
     Remembered within the process for as long as the files do not change.
     """
-    return _scan(checkpoint.folder, _state(checkpoint.files))[0]
+    return _scan_once(checkpoint)[0]
 
 
 def non_finite(checkpoint: Checkpoint) -> list[str]:
     """Return the names of the tensors with NaN or infinite values; remembered like the fingerprint."""
-    return _scan(checkpoint.folder, _state(checkpoint.files))[1]
+    return _scan_once(checkpoint)[1]
 
 
 def _state(files: Iterable[Path]) -> tuple:
@@ -70,10 +70,14 @@ def _state(files: Iterable[Path]) -> tuple:
     return tuple((file, s.st_size, s.st_mtime_ns, s.st_ino) for file, s in stats)
 
 
+def _scan_once(checkpoint: Checkpoint) -> tuple[str, list[str]]:
+    return _scan(checkpoint.folder, checkpoint.only, _state(checkpoint.files))
+
+
 @lru_cache(maxsize=64)
-def _scan(folder: Path, _state: tuple) -> tuple[str, list[str]]:
+def _scan(folder: Path, only: tuple[str, ...], _state: tuple) -> tuple[str, list[str]]:
     """Return what one reading of all values tells: the fingerprint, and where they are not finite."""
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, only)
 
     def read(name: str) -> tuple[str, bool]:
         digest, finite = Digest(), True

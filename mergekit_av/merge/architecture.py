@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 
 from mergekit_av.errors import AVError
 from mergekit_av.io.checkpoint import Checkpoint
-from mergekit_av.vectors.delta import open_delta
+from mergekit_av.vectors.kinds import open_delta
 
 from .checkpoint_architecture import definition_of, described_weights
 from .slices import check_modules, check_ranges, sliced

@@ -1,6 +1,5 @@
 """How mergekit is led to plan a merge with alignment vectors: hooks, and checks of the inputs."""
 
-import contextlib
 import functools
 import logging
 from pathlib import Path
@@ -22,8 +21,8 @@ from mergekit_av.io.checkpoint import INDEX
 from mergekit_av.io.json import read_json
 from mergekit_av.models.load import check_config
 from mergekit_av.vectors.adapter import CONFIG as ADAPTER
-from mergekit_av.vectors.delta import open_delta
 from mergekit_av.vectors.metadata import METADATA
+from mergekit_av.vectors.stored import StoredVector
 
 from .architecture import architecture_of
 from .loader import read_through
@@ -82,9 +81,7 @@ def _read_vectors_through_deltas(config: MergeConfiguration, options: MergeOptio
         if model.lora is None:
             folder = Path(model.local_path(cache_dir=options.transformers_cache))
             if (folder / METADATA).is_file():
-                # Of one that is damaged the check of the inputs says what is wrong.
-                with contextlib.suppress(AVError):
-                    read_through(model, open_delta(folder))
+                read_through(model, StoredVector.open(folder).delta)
 
 
 def _refuse_input(out: Path, config: MergeConfiguration, options: MergeOptions) -> None:

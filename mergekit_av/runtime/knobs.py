@@ -13,6 +13,7 @@ import torch
 from mergekit_av.errors import AVError
 from mergekit_av.models.layout import Group, Layout, named_tensors
 from mergekit_av.vectors.arithmetic import Rounding, add_vectors, check_rounding
+from mergekit_av.vectors.factors import Factors
 from mergekit_av.vectors.vector import AlignmentVector
 
 from .weights import as_merged, check_base, check_plain, file_identity, moves, trace
@@ -37,9 +38,10 @@ class Knobs:
     `dtype`. Weights that no changed λ moves are not touched. The model stays a plain transformers
     model: nothing is wrapped or hooked.
 
-    Memory: a copy of the base, beside the model. With `resident` each vector takes what its file
-    takes (in a model of a narrower dtype, as much as the model), on the device of the weights it
-    goes to. Without, vectors stay mapped files on disk: no memory but what the system lends to
+    Memory: a copy of the base, beside the model. A low-rank vector takes what its factors take, and
+    they are multiplied at each setting, a tensor at a time. With `resident` each other vector takes
+    what its file takes (in a model of a narrower dtype, as much as the model), on the device of the
+    weights it goes to. Without, vectors stay mapped files on disk: no memory but what the system lends to
     cache them, and a setting takes longer where they are not cached or the model is on an
     accelerator. Mapped files may be deleted or replaced, but must not be changed in place.
 
@@ -186,9 +188,11 @@ class Knobs:
         weights = {name: self._tensors[name].detach() for name in group.memory}
         return self._layout.to_disk(group, weights)
 
-    def _open(self, vector: str, layout: Layout, resident: bool) -> dict[str, torch.Tensor]:
-        """Return the vector's tensors that move a weight, in memory or as mapped files; by the
-        names that the first vector has for them."""
+    def _open(
+        self, vector: str, layout: Layout, resident: bool
+    ) -> dict[str, torch.Tensor | Factors]:
+        """Return the vector's tensors that move a weight, in memory or as mapped files, and factors
+        as they are; by the names that the first vector has for them."""
         stored, deltas = self.vectors[vector].delta, {}
         for name, base in self._base.items():
             own = layout.by_place.get(self._layout.places[name])
@@ -198,6 +202,9 @@ class Knobs:
                     f"{folder} has no tensor for {name}: its base is laid out in another way than that "
                     f"of {next(iter(self.vectors.values())).folder}; make knobs of each alone"
                 )
+            if (factors := stored.factors(own)) is not None:
+                deltas[name] = factors.to(base.device)
+                continue
             delta = stored.dense(own)
             if moves(delta, base):
                 deltas[name] = as_merged(delta, base, copy=True) if resident else delta
@@ -269,7 +276,7 @@ class Knobs:
         """Return what is added to each tensor of a group, by its name in the checkpoint."""
         return {
             name: [
-                (value, as_merged(self._deltas[vector][name], self._base[name]))
+                (value, as_merged(_dense(self._deltas[vector][name]), self._base[name]))
                 for vector, value in lambdas.items()
                 if value != 0 and name in self._deltas[vector]
             ]
@@ -290,6 +297,10 @@ class Knobs:
                 self._tensors[name].copy_(value)
         for name in group.memory:
             self._seen[self._layout.ties.get(name, name)] = trace(self._tensors[name])
+
+
+def _dense(delta: torch.Tensor | Factors) -> torch.Tensor:
+    return delta.dense() if isinstance(delta, Factors) else delta
 
 
 def _is_unknown(lambdas: Mapping[str, float]) -> bool:

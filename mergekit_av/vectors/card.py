@@ -79,7 +79,7 @@ def _front(metadata: "Metadata", kept: Kept) -> ModelCardData:
         base_model_relation="adapter" if base else None,
         library_name="mergekit",
         datasets=[training["dataset"]] if training.get("dataset") else None,
-        tags=TAGS,
+        tags=[*TAGS, "lora"] if metadata.low_rank else TAGS,
         **({"model_name": metadata.name, "eval_results": results} if results else {}),
         **kept.license,
     )
@@ -117,8 +117,7 @@ def _parts(metadata: "Metadata", repo: str | None, figure: bool) -> list[str]:
         f"# Alignment vector: {text(metadata.name)}",
         *([f"> **Warning**: {text(warning)}."] if warning else []),
         "This is no model. It is the difference between an aligned model and its base "
-        f"([Inference time LLM alignment]({PAPER})); transformers would load it without complaint "
-        "and generate garbage. Add it to its base, at any λ:",
+        f"([Inference time LLM alignment]({PAPER})){_as_it_lies(metadata)} Add it to its base, at any λ:",
         *_use(metadata, repo),
     ]
     if metadata.calibration:
@@ -131,6 +130,19 @@ def _parts(metadata: "Metadata", repo: str | None, figure: bool) -> list[str]:
     parts.append("## Exactness\n\n" + _exactness(metadata))
     parts.append("## Intended use and limits\n\n" + _limits(metadata))
     return parts
+
+
+def _as_it_lies(metadata: "Metadata") -> str:
+    """Return what becomes of the files without this package."""
+    if metadata.low_rank is None:
+        return "; transformers would load it without complaint and generate garbage."
+    rank = metadata.low_rank["rank"]
+    if any(tensor.whole for tensor in metadata.stored_tensors.values()):
+        return f", of low rank ({rank}) in the linear layers and with some tensors whole."
+    return (
+        f", of low rank ({rank}), and lies here as a LoRA adapter: PEFT, vLLM and llama.cpp load it, and "
+        "its scale is λ."
+    )
 
 
 def _settings(training: dict[str, Any]) -> dict[str, str]:
@@ -223,6 +235,12 @@ def _exactness(metadata: "Metadata") -> str:
         "bfloat16": "Each weight of the difference is rounded once to bfloat16, by at most 0.4 %.",
         "float32": "The difference is stored whole, in float32.",
     }
+    if metadata.low_rank is not None:
+        stored = {
+            "bfloat16": "The factors are rounded once to bfloat16, by at most 0.4 % of each value (or "
+            "2^-21 of the largest), and multiplied without rounding.",
+            "float32": "The factors are stored in float32, and multiplied in float64.",
+        }
     return (
         f"{stored.get(metadata.precision['dtype'], '')} Sums are in float32 and rounded once, "
         "stochastically unless the recipe says otherwise; λ = 0 gives the base bit for bit. A base "

@@ -14,6 +14,8 @@ import torch
 from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.io.fingerprint import fingerprint, non_finite
 
+from .factors import Factors
+
 
 class Delta(ABC):
     """The tensors of one alignment vector, read from its folder when they are asked for.
@@ -48,8 +50,12 @@ class Delta(ABC):
 
     @abstractmethod
     def dense(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return a whole tensor in the base's shape, in the dtype it is stored in. It must not be
-        written to: it may be a view of its file."""
+        """Return a whole tensor in the base's shape, in the dtype it is stored in; a product of
+        factors in float32. It must not be written to: it may be a view of its file."""
+
+    def factors(self, name: str) -> Factors | None:
+        """Return a tensor as it is stored, where that is as factors; None where it is not."""
+        return None
 
     @abstractmethod
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
@@ -117,15 +123,3 @@ class DenseDelta(Delta):
 
     def non_finite(self) -> list[str]:
         return non_finite(self._checkpoint)
-
-
-# The first kind that finds its files in a folder reads them; where none does, the dense one.
-KINDS: list[type[Delta]] = []
-
-
-def open_delta(folder: Path) -> Delta:
-    """Return the tensors in a vector's folder, of whatever kind; nothing is read yet."""
-    for kind in KINDS:
-        if kind.is_in(folder):
-            return kind(folder)
-    return DenseDelta(folder)

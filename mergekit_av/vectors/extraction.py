@@ -3,7 +3,7 @@
 A block of a tensor at a time: memory does not grow with the model.
 """
 
-import math
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +11,21 @@ from typing import Any
 
 import torch
 
-from mergekit_av.hub.source import resolve, revision_of
+from mergekit_av.errors import UsageError
+from mergekit_av.hub.source import resolve
 from mergekit_av.io.checkpoint import Checkpoint
-from mergekit_av.io.fingerprint import Digest, combined_fingerprint
 from mergekit_av.io.folders import check_vacant
 from mergekit_av.models.load import check_config, refuse_codes, refuse_vector
 
-from .adapter import is_adapter, merged
+from .adapter import AdapterDifference, NotLowRank, check_adapter, is_adapter, merged
+from .compression import Compressed
 from .counterparts import Counterparts
-from .metadata import BaseIdentity
+from .low_rank_writing import write_low_rank
+from .origin import BaseReader, Origin
 from .vector import AlignmentVector
-from .writing import VECTOR, Origin, write_vector
+from .writing import VECTOR, write_vector
+
+log = logging.getLogger(__name__)
 
 
 def extract(
@@ -30,7 +34,8 @@ def extract(
     out: str | os.PathLike,
     *,
     name: str | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
+    rank: int | None = None,
     levels: list[str] | None = None,
     training: dict[str, Any] | None = None,
     base_id: str | None = None,
@@ -43,11 +48,15 @@ def extract(
     names of any release of transformers.
 
     Args:
-        base, aligned: folders or Hub ids. The aligned one may be a PEFT adapter of the base; it is
-            merged in memory first, in float32.
+        base, aligned: folders or Hub ids. The aligned one may be a PEFT adapter of the base. The
+            factors of a LoRA adapter are kept, and with them its size; any other is merged in memory
+            first, in float32, and becomes a vector of whole tensors.
         out: the folder to write.
         name: of the dimension; by default the name of the folder.
-        dtype: `bfloat16`, or `float32` where the difference is wanted whole.
+        dtype: `bfloat16`, or `float32` where the difference is wanted whole. By default bfloat16; for
+            the factors of an adapter what holds them without loss.
+        rank: of an aligned model, not an adapter: keep of each linear layer's difference the nearest
+            matrix of this rank, as factors, and nothing of the other tensors.
         levels: of the dimension, best first.
         training: how the aligned model came about, kept in the metadata.
         base_id: what to call the base in the metadata; by default `base` as given.
@@ -64,8 +73,23 @@ def extract(
     base_folder, aligned_folder = resolve(base), resolve(aligned)
     refuse_vector(base_folder)
     refuse_vector(aligned_folder)
+    described: dict[str, Any] = {
+        "name": name or Path(out).name,
+        "config": base_folder / "config.json",
+        "levels": levels,
+        "training": training,
+        "overwrite": overwrite,
+    }
     if is_adapter(aligned_folder):
+        if rank is not None:
+            raise UsageError("--rank goes with an aligned model; an adapter has its own rank")
         check_vacant(Path(out), overwrite, VECTOR)
+        try:
+            return _of_adapter(
+                base_folder, aligned_folder, out, dtype, base_id or str(base), described
+            )
+        except NotLowRank as reason:
+            log.info("%s becomes a vector of whole tensors: %s", aligned, reason)
         with merged(base_folder, aligned_folder, Path(out)) as whole:
             return extract(
                 base_folder,
@@ -90,22 +114,43 @@ def extract(
         for info in aligned_checkpoint.values()
         if info.dtype.is_floating_point
     }
-    write_vector(
-        out,
-        Difference(base_checkpoint, counterparts, base_id or str(base)),
-        name=name or Path(out).name,
-        config=base_folder / "config.json",
-        dtype=dtype,
-        precision={
-            "difference": "of the float32 weights"
-            if aligned_dtypes == {"float32"}
-            else f"of weights already rounded to {', '.join(sorted(aligned_dtypes))}: changes of "
-            "less than half a step are lost",
-        },
-        levels=levels,
-        training=training,
-        overwrite=overwrite,
+    difference = Difference(base_checkpoint, counterparts, base_id or str(base))
+    of = (
+        "of the float32 weights"
+        if aligned_dtypes == {"float32"}
+        else f"of weights already rounded to {', '.join(sorted(aligned_dtypes))}: changes of "
+        "less than half a step are lost"
     )
+    dtype = dtype or "bfloat16"
+    if rank is None:
+        write_vector(out, difference, dtype=dtype, precision={"difference": of}, **described)
+    else:
+        write_low_rank(
+            out, Compressed(base_checkpoint, difference, rank, of), dtype=dtype, **described
+        )
+    return AlignmentVector.open(out)
+
+
+def _of_adapter(
+    base: Path,
+    adapter: Path,
+    out: str | os.PathLike,
+    dtype: str | None,
+    base_id: str,
+    described: dict[str, Any],
+) -> AlignmentVector:
+    """Write the vector of a LoRA adapter, of its own factors.
+
+    Raises:
+        NotLowRank: it has none, or not in a form that a vector can have.
+        AVError: see `extract`.
+    """
+    check_adapter(adapter)
+    check_config(base / "config.json")
+    checkpoint = Checkpoint(base)
+    refuse_codes(checkpoint)
+    difference = AdapterDifference(checkpoint, adapter, base_id)
+    write_low_rank(out, difference, dtype=dtype or difference.dtype, **described)
     return AlignmentVector.open(out)
 
 
@@ -117,45 +162,14 @@ class Difference:
     """
 
     def __init__(self, base: Checkpoint, aligned: Counterparts, base_id: str):
-        self._base, self._aligned, self._base_id = base, aligned, base_id
-        self._digests: dict[str, str] = {}
-        self._norms: dict[str, float] = {}
+        self._reader, self._aligned = BaseReader(base, base_id), aligned
         self.shapes = {name: base[name].shape for name in aligned.names}
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Yield the differences of one tensor, flat, in the pieces of `Checkpoint.blocks`."""
-        digest, squares = Digest(), 0.0
-        pairs = zip(self._base.blocks(name), self._aligned.blocks(name), strict=True)
-        for old, new in pairs:
-            digest.update(old)
-            old = old.to(torch.float32)
-            squares += torch.linalg.vector_norm(old).item() ** 2
-            yield new.to(torch.float32) - old
-        self._digests[name] = digest.hexdigest()
-        self._norms[name] = math.sqrt(squares)
+        for old, new in zip(self._reader.blocks(name), self._aligned.blocks(name), strict=True):
+            yield new.to(torch.float32) - old.to(torch.float32)
 
     def origin(self) -> Origin:
         """Return the base's identity and norms, once the blocks of every tensor were read."""
-        for name in set(self._base) - set(self._digests):
-            self._digests[name] = _digest(self._base, name)
-        revision = revision_of(self._base.folder)
-        identity = BaseIdentity(
-            id=self._base_id.partition("@")[0] if revision else _as_folder(self._base_id),
-            fingerprint=combined_fingerprint(self._base.shapes, self._digests),
-            revision=revision,
-        )
-        return Origin(identity, self._norms)
-
-
-def _as_folder(name: str) -> str:
-    """Return the name of a folder as recipes write it: `models/x` would be taken for a Hub id."""
-    is_bare = Path(name).is_dir() and not name.startswith((".", "/", "~"))
-    return f"./{name}" if is_bare else name
-
-
-def _digest(base: Checkpoint, name: str) -> str:
-    """Return the digest of a tensor that has no difference."""
-    digest = Digest()
-    for block in base.blocks(name):
-        digest.update(block)
-    return digest.hexdigest()
+        return self._reader.origin()

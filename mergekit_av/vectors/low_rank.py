@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import pad
+
+from .factors import Factors
 
 
 class LowRank(NamedTuple):
@@ -38,10 +41,20 @@ def low_rank(matrix: torch.Tensor, rank: int) -> LowRank:
     leading = vectors[:, -rank:].flip(1)
     rest = leading.T @ rows
     b, a = (leading, rest) if wide else (rest.T, leading.T)
-    missing = rank - leading.shape[1]
-    if missing > 0:
-        b, a = (
-            torch.nn.functional.pad(b, (0, missing)),
-            torch.nn.functional.pad(a, (0, 0, 0, missing)),
-        )
+    b, a = _filled(b, a, rank)
     return LowRank(b.float(), a.float(), energies.flip(0).clamp_min(0))
+
+
+def of_factors(factors: Factors, rank: int) -> LowRank:
+    """Return factors as they are, filled up with zeros to a rank that is not below theirs."""
+    b, a = factors.b.double(), factors.a.double()
+    # B·A = Q (R_B R_Aᵀ) Pᵀ with orthonormal Q and P: the small matrix in the middle has its singular
+    # values.
+    values = torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)
+    b, a = _filled(b, a, rank)
+    return LowRank(b.float(), a.float(), values.square())
+
+
+def _filled(b: torch.Tensor, a: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    missing = max(rank - a.shape[0], 0)
+    return pad(b, (0, missing)), pad(a, (0, 0, 0, missing))

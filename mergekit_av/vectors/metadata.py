@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from mergekit_av.io.json import read_json
 from mergekit_av.io.yaml import refuse_unfolding
 
 METADATA = "alignment_vector.json"
-FORMAT_VERSION = 1
+# Of vectors of whole tensors, and of those with factors.
+WHOLE_TENSORS, LOW_RANK = 1, 2
 # What the card and av-check show of every vector.
 REQUIRED = {"precision": {"dtype", "difference"}, "statistics": {"weights", "norm", "unchanged"}}
 
@@ -24,6 +26,23 @@ class BaseIdentity:
     id: str
     fingerprint: str
     revision: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """How a low-rank vector has one tensor of its base; neither `layer` nor `whole`: unchanged.
+
+    Attributes:
+        shape: the base's.
+        layer: the module of the model whose weight it is, of which there are factors.
+        transposed: whether the weight is the transpose of their product.
+        whole: whether it is stored as it is.
+    """
+
+    shape: tuple[int, ...]
+    layer: str | None = None
+    transposed: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,7 @@ class Metadata:
         statistics: norms and shares of zeros, overall and per tensor.
         calibration: measured accuracies at some λ, or None.
         created_with: versions of the packages that wrote the vector.
+        low_rank: of a vector with factors, their `rank` and the `tensors`, see `StoredTensor`.
         format_version: of this file.
     """
 
@@ -52,7 +72,8 @@ class Metadata:
     statistics: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     created_with: dict[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    low_rank: dict[str, Any] | None = None
+    format_version: int = WHOLE_TENSORS
 
     @classmethod
     def read(cls, folder: Path) -> "Metadata":
@@ -65,10 +86,10 @@ class Metadata:
         content = read_json(folder / METADATA)
         refuse_unfolding(content, folder / METADATA)
         version = content.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in (WHOLE_TENSORS, LOW_RANK) or isinstance(version, bool):
             raise AVError(
-                f"{folder} has format version {version!r}, this mergekit-av reads {FORMAT_VERSION}: "
-                "update mergekit-av or make the vector again"
+                f"{folder} has format version {version!r}, this mergekit-av reads {WHOLE_TENSORS} and "
+                f"{LOW_RANK}: update mergekit-av or make the vector again"
             )
         try:
             content["base"] = BaseIdentity(**content["base"])
@@ -85,6 +106,29 @@ class Metadata:
         for what in metadata.misfits():
             raise AVError(f"{folder / METADATA}: {what} is missing, or not what it must be")
         return metadata
+
+    @cached_property
+    def stored_tensors(self) -> dict[str, StoredTensor]:
+        """Tensor of the base → how a low-rank vector has it.
+
+        Raises:
+            AVError: the metadata does not say, or says something impossible.
+        """
+        try:
+            tensors = (self.low_rank or {})["tensors"]
+            found = {
+                name: StoredTensor(**{**each, "shape": tuple(map(int, each["shape"]))})
+                for name, each in tensors.items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AVError(
+                f"{METADATA} of {self.name!r} does not say what the factors are of: get the vector again"
+            ) from error
+        for name, tensor in found.items():
+            sound = isinstance(tensor.layer, str | None) and not (tensor.layer and tensor.whole)
+            if not sound or (tensor.layer and len(tensor.shape) != 2):
+                raise AVError(f"{METADATA} of {self.name!r} contradicts itself about {name}")
+        return found
 
     def misfits(self) -> Iterator[str]:
         """Yield what in the metadata has another type than it must have.
@@ -115,6 +159,8 @@ class Metadata:
             yield "training"
         if not isinstance(self.created_with, dict):
             yield "created_with"
+        if (self.low_rank is None) == (self.format_version == LOW_RANK):
+            yield "low_rank"
 
     def calibrated(self, level: str) -> float:
         """Return the λ that was measured to bring out a level (`av-sweep --write-card`).
@@ -146,7 +192,10 @@ class Metadata:
         return float(value)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        content = asdict(self)
+        if self.low_rank is None:
+            del content["low_rank"]
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def is_number(value: Any) -> bool:

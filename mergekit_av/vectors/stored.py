@@ -22,7 +22,8 @@ from mergekit_av.models.load import (
     unread_names,
 )
 
-from .delta import Delta, open_delta
+from .delta import Delta
+from .kinds import open_delta
 from .metadata import Metadata
 
 if TYPE_CHECKING:

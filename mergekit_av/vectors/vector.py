@@ -22,10 +22,14 @@ from mergekit_av.text.card import Kept
 from .arithmetic import Rounding, add_vectors
 from .card import FIGURE, vector_card
 from .delta import Delta
+from .factored_sum import FactoredSum
+from .low_rank_delta import LowRankDelta
+from .low_rank_writing import write_low_rank
 from .metadata import METADATA, BaseIdentity, Metadata
+from .origin import Origin
 from .publish import prepare_vector
 from .stored import StoredVector
-from .writing import CARD, Origin, write_vector
+from .writing import CARD, write_vector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,6 +99,10 @@ class Combination:
         """Return what the sum is a difference to."""
         return Origin(self.base)
 
+    def difference(self) -> str:
+        """Return the sum in words."""
+        return f"sum of vectors: {self!r}"
+
     def apply_to(
         self,
         base: "str | os.PathLike | PreTrainedModel",
@@ -150,18 +158,26 @@ class Combination:
     ) -> "AlignmentVector":
         """Write the sum as an alignment vector of its own: folder `out`, called `name`.
 
+        A sum of low-rank vectors is one of the sum of their ranks: [λ₁B₁ λ₂B₂]·[A₁; A₂].
+
         Raises:
             AVError: `out` exists and `overwrite` is off, or cannot be written.
         """
-        write_vector(
-            out,
-            self,
-            name=name,
-            config=self.terms[0][1].folder / "config.json",
-            dtype=dtype,
-            precision={"difference": f"sum of vectors: {self!r}"},
-            overwrite=overwrite,
-        )
+        config = self.terms[0][1].folder / "config.json"
+        low_rank = [(c, v.delta) for c, v in self.terms if isinstance(v.delta, LowRankDelta)]
+        if len(low_rank) == len(self.terms):
+            total = FactoredSum(low_rank, self.origin(), self.difference())
+            write_low_rank(out, total, name=name, config=config, dtype=dtype, overwrite=overwrite)
+        else:
+            write_vector(
+                out,
+                self,
+                name=name,
+                config=config,
+                dtype=dtype,
+                precision={"difference": self.difference()},
+                overwrite=overwrite,
+            )
         return AlignmentVector.open(out)
 
 

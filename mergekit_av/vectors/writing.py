@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -23,13 +23,15 @@ from mergekit_av.text.card import Kept
 
 from .card import FIGURE, vector_card
 from .license import license_of
-from .metadata import METADATA, BaseIdentity, Metadata
+from .low_rank_delta import ADAPTER, ADAPTER_CONFIG, FACTORS, WHOLE
+from .metadata import METADATA, Metadata
+from .origin import Origin
 
 CARD = "README.md"
 # The tensors' files, and what stands beside them, with the figure of `av-sweep --write-card`.
+BESIDE = (INDEX, ADAPTER, ADAPTER_CONFIG, FACTORS, WHOLE, METADATA, "config.json", CARD, FIGURE)
 OF_VECTOR = re.compile(
-    rf"model(-\d+-of-\d+)?\.safetensors|{re.escape(INDEX)}|{re.escape(METADATA)}|config\.json"
-    rf"|{CARD}|{re.escape(FIGURE)}"
+    "|".join([r"model(-\d+-of-\d+)?\.safetensors", *(re.escape(name) for name in BESIDE)])
 )
 VECTOR = Kind(
     "an alignment vector",
@@ -39,18 +41,6 @@ VECTOR = Kind(
     ],
 )
 VECTOR_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-class Origin(NamedTuple):
-    """Where the tensors of a vector come from.
-
-    Attributes:
-        base: the model that they are a difference to.
-        norms: name → norm of the base's tensor, of those where it is known.
-    """
-
-    base: BaseIdentity
-    norms: Mapping[str, float] = {}
 
 
 class Tensors(Protocol):
@@ -89,11 +79,7 @@ def write_vector(
     Raises:
         AVError: a value is NaN or infinite, or `out` is somebody's own or cannot be written.
     """
-    if dtype not in VECTOR_DTYPES:
-        raise AVError(f"a vector's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
-    if not config.is_file():
-        raise AVError(f"{config.parent} has no config.json")
-    stored, shapes = VECTOR_DTYPES[dtype], tensors.shapes
+    stored, shapes = check_form(dtype, config), tensors.shapes
     summaries: dict[str, _Summary] = {}
     with whole_folder(Path(out), overwrite, VECTOR) as folder:
         writer = CheckpointWriter(folder, {n: (shape, stored) for n, shape in shapes.items()})
@@ -119,11 +105,28 @@ def write_vector(
             statistics=_statistics(summaries, origin.norms),
             created_with=versions("trl"),
         )
-        _copy_config(config, folder / "config.json")
-        # What the owner wrote on the card of a vector that is replaced holds for the new one.
-        kept = Kept.at(Path(out) / CARD).or_else(Kept(license_of(metadata.base, config.parent)))
-        (folder / METADATA).write_text(metadata.to_json(), "utf-8")
-        (folder / CARD).write_text(vector_card(metadata, kept=kept), "utf-8")
+        describe(folder, metadata, config, Path(out))
+
+
+def check_form(dtype: str, config: Path) -> torch.dtype:
+    """Return the dtype of a name; AVError for one that no vector has, and for a base without config.json."""
+    if dtype not in VECTOR_DTYPES:
+        raise AVError(f"a vector's dtype is one of {', '.join(VECTOR_DTYPES)}, not {dtype!r}")
+    if not config.is_file():
+        raise AVError(f"{config.parent} has no config.json")
+    return VECTOR_DTYPES[dtype]
+
+
+def describe(folder: Path, metadata: Metadata, config: Path, out: Path) -> None:
+    """Write what stands beside a vector's tensors: its metadata, its card, its base's config.json.
+
+    Args:
+        out: where the folder will be; what its owner wrote on the card of a vector there is kept.
+    """
+    _copy_config(config, folder / "config.json")
+    kept = Kept.at(out / CARD).or_else(Kept(license_of(metadata.base, config.parent)))
+    (folder / METADATA).write_text(metadata.to_json(), "utf-8")
+    (folder / CARD).write_text(vector_card(metadata, kept=kept), "utf-8")
 
 
 def _copy_config(source: Path, target: Path) -> None:

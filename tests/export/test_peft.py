@@ -16,10 +16,11 @@ from tiny import ARCHITECTURES, make_model
 from transformers import AutoModelForCausalLM
 
 from mergekit_av import AlignmentVector, Knobs, export_lora, extract, load_domain, load_records
-from mergekit_av.export.peft import CONFIG, WEIGHTS, carried_layers
+from mergekit_av.export.peft import CONFIG, WEIGHTS
 from mergekit_av.io.checkpoint import SINGLE, Checkpoint
 from mergekit_av.models.load import layout_of, load_model, load_shape, load_tokenizer
 from mergekit_av.models.scoring import mean_log_probs
+from mergekit_av.vectors.layers import carried_layers
 
 IDS = torch.tensor([[5, 17, 301, 42, 7, 599, 23, 88]])
 FULL = 32

@@ -14,7 +14,7 @@ from mergekit_av import AlignmentVector, Knobs, export_lora, extract
 from mergekit_av.export.hub import prepare
 from mergekit_av.io.checkpoint import SINGLE, blocks_of
 from mergekit_av.io.fingerprint import Digest, combined_fingerprint
-from mergekit_av.vectors import delta
+from mergekit_av.vectors import kinds
 from mergekit_av.vectors.delta import Delta
 
 SIGNS = "signs.safetensors"
@@ -90,7 +90,7 @@ def signs(base, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setattr(delta, "KINDS", [SignDelta])
+    monkeypatch.setattr(kinds, "KINDS", [SignDelta])
 
 
 @pytest.fixture

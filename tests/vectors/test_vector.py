@@ -235,7 +235,8 @@ def test_save_keeps_what_is_there_unless_told_otherwise(avs, tmp_path):
 
 
 EDITS = {
-    "another version": (lambda m: m.update(format_version=2), "format version 2, .* reads 1"),
+    "another version": (lambda m: m.update(format_version=3), "format version 3, .* reads 1 and 2"),
+    "factors that are not described": (lambda m: m.update(format_version=2), "low_rank is missing"),
     "no version": (lambda m: m.pop("format_version"), "format version None"),
     "no fingerprint": (lambda m: m.pop("fingerprint"), "incomplete .*fingerprint"),
     "a fingerprint that is null": (
