@@ -1,4 +1,4 @@
-"""The arguments of a training: TRL's DPOConfig, with the defaults of a setting."""
+"""The arguments of a training: TRL's own, with the defaults of a setting."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import HfArgumentParser
-from trl import DPOConfig
 
 from mergekit_av.errors import AVError, UsageError
 from mergekit_av.io.yaml import read_yaml
 
+from .lora import Arguments
 from .settings import COMMON, SETTING, SETTINGS
 
 # Fields that would do nothing, or what is never done here, and the remedy.
@@ -39,8 +39,8 @@ def training_arguments(
     config: Path | None = None,
     setting: str = SETTING,
     **defaults: Any,
-) -> DPOConfig:
-    """Return a DPOConfig made of the defaults, then a YAML file, then options.
+) -> Arguments:
+    """Return the arguments made of the defaults, then a YAML file, then options.
 
     Args:
         options: under TRL's own names, a mapping or as typed: `["--learning_rate", "2e-5"]`; dashes
@@ -53,7 +53,7 @@ def training_arguments(
         UsageError: an option that DPOConfig does not have, or a value it does not take.
         AVError: the YAML file cannot be used, or the values contradict one another.
     """
-    parser = _Parser(DPOConfig, add_help=False, allow_abbrev=False)
+    parser = _Parser(Arguments, add_help=False, allow_abbrev=False)
     parser.set_defaults(**{**COMMON, **SETTINGS[setting], **_of_this_machine(), **defaults})
     content = {} if config is None else _read_config(config)
     if isinstance(options, Mapping):
@@ -75,8 +75,10 @@ def training_arguments(
     except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError) as error:
         raise AVError(f"these settings do not work: {_one_line(error)}") from error
     if rest:
-        raise UsageError(f"no such option or argument: {rest[0]}, neither ours nor DPOConfig's")
+        raise UsageError(f"no such option or argument: {rest[0]}, neither ours nor TRL's")
     _check(arguments)
+    if setting == "lora" and not arguments.use_peft:
+        raise UsageError("--setting lora trains factors; to train all weights, --setting spectrum")
     return arguments
 
 
@@ -105,7 +107,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_names(content: Mapping[str, Any], source: str | Path) -> None:
-    known = {field.name for field in fields(DPOConfig) if field.init}
+    known = {field.name for field in fields(Arguments) if field.init}
     for key in content:
         if key not in known:
             raise UsageError(f"{source}: DPOConfig has no field {key!r}")
@@ -113,7 +115,7 @@ def _check_names(content: Mapping[str, Any], source: str | Path) -> None:
 
 def _cannot_be_typed(key: str, value: Any) -> bool:
     """Tell whether a value of the file has no form on the command line, though the field takes it."""
-    parts = get_args(get_type_hints(DPOConfig)[key])
+    parts = get_args(get_type_hints(Arguments)[key])
     if value is None:
         return NoneType in parts
     return isinstance(value, list) and any(get_origin(part) is list for part in parts)
@@ -126,7 +128,7 @@ def _as_options(key: str, value: Any) -> list[str]:
     return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def _check(arguments: DPOConfig) -> None:
+def _check(arguments: Arguments) -> None:
     for field in fields(arguments):
         value = getattr(arguments, field.name)
         if isinstance(value, float) and math.isnan(value):

@@ -29,7 +29,7 @@ class TrainConfig:
         base: a folder or Hub id; None for the default base.
         data: records instead of the only domain's own, see `load_records`.
         out: the vector's folder; `avs/DOMAIN` without it.
-        pairs: which levels to compare, see `preference_pairs`.
+        pairs: which levels to compare, see `preference_pairs`; None for the setting's own choice.
         setting: one of SETTINGS.
         lambdas: at which λ to train; None for the setting's own choice.
         hold: domains in which the vectors shall change nothing, see drift.py.
@@ -55,7 +55,7 @@ class TrainConfig:
     base: str | None = None
     data: str | None = None
     out: Path | None = None
-    pairs: Literal["adjacent", "all"] = "adjacent"
+    pairs: Literal["adjacent", "all"] | None = None
     setting: str = SETTING
     lambdas: tuple[float, ...] | None = None
     hold: Sequence[str | Path] = ()
@@ -96,4 +96,4 @@ class TrainConfig:
     @property
     def selects_lambdas(self) -> bool:
         """Tell whether the λ are chosen by what the base prefers, see `select_lambdas`."""
-        return self.setting == "spectrum" and not (self.lambdas or self.joint)
+        return self.setting != "paper" and not (self.lambdas or self.joint)

@@ -1,6 +1,7 @@
 """DPO with TRL: the aligned model, left in the folder of its run."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,8 @@ from transformers import (
 from trl import DPOTrainer
 
 from mergekit_av.models.load import load_model
+from mergekit_av.vectors.adapter import is_adapter
+from mergekit_av.vectors.low_rank_delta import ADAPTER, ADAPTER_CONFIG
 
 from .callbacks import EvaluateLast, Progress, StopDivergence
 from .checkpoints import MarkWhole, is_last, newest_whole
@@ -24,8 +27,9 @@ from .drift import beside
 from .history import history
 from .inputs import TrainerInputs
 from .job import SPLITS, Job
+from .lora import lora_config
 from .restore import RestoringTrainer
-from .spectrum import SpectrumTrainer
+from .spectrum import LowRankTrainer, SpectrumTrainer
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +81,11 @@ def _save(trainer: DPOTrainer, folder: Path) -> None:
 
 def _copy(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if PartialState().is_main_process:
-        load_model(checkpoint, dtype="float32", device="cpu").save_pretrained(folder)
+        if is_adapter(checkpoint):
+            for name in (ADAPTER, ADAPTER_CONFIG):
+                shutil.copyfile(checkpoint / name, folder / name)
+        else:
+            load_model(checkpoint, dtype="float32", device="cpu").save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
@@ -91,11 +99,15 @@ def _trainer(job: Job, inputs: TrainerInputs) -> DPOTrainer:
         if len(numbers) < len(pairs[split]):  # else TRL's caches are found where they are
             pairs[split] = pairs[split].select(numbers)
     trainer_class, options = RestoringTrainer, {}
+    if job.arguments.precompute_ref_batch_size is None and not job.at_one_only:
+        # A batch is all pairs of a record, at all λ: the base's log-probabilities are computed once.
+        size = len(pairs["train"]) // job.count("train")
+        job.arguments.precompute_ref_batch_size = max(size, 1)
     if job.held:
         pairs = {split: beside(rows, inputs.held[split]) for split, rows in pairs.items()}
         options = {"hold": job.hold}
     if job.held or not job.at_one_only:
-        trainer_class = SpectrumTrainer
+        trainer_class = LowRankTrainer if job.arguments.use_peft else SpectrumTrainer
     logging.getLogger("trl.trainer.dpo_trainer").addFilter(_is_news)
     trainer = trainer_class(
         inputs.model,
@@ -104,6 +116,7 @@ def _trainer(job: Job, inputs: TrainerInputs) -> DPOTrainer:
         eval_dataset=None if job.arguments.eval_strategy == "no" else pairs["validation"],
         processing_class=inputs.tokenizer,
         callbacks=callbacks,
+        peft_config=lora_config(job.arguments, inputs.model, inputs.layout),
         **options,
     )
     # Either would print twenty figures a step.

@@ -6,12 +6,11 @@ pair has a text of another domain beside it, on which θ_base + λ θ_AV shall p
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.func import functional_call
 from torch.nn.functional import kl_div, log_softmax
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,14 +69,14 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 
 def drift(
     model: PreTrainedModel,
-    base: Mapping[str, torch.Tensor],
+    base: Callable[..., torch.Tensor],
     ids: torch.Tensor,
     prompt: torch.Tensor,
 ) -> torch.Tensor:
     """Return KL(base ‖ model) of the next token, in nats, its mean over all response tokens.
 
     Args:
-        base: the base's weights, under the names of the model's parameters.
+        base: gives the base's logits for the model's inputs.
         ids, prompt: see `collate`.
     """
     there = ids != PADDING
@@ -86,7 +85,7 @@ def drift(
     # The logits at a token are those of the next one.
     before = (there & (position >= prompt[:, None]))[:, 1:]
     with torch.no_grad():
-        wanted = functional_call(model, dict(base), kwargs=inputs).logits[:, :-1][before]
+        wanted = base(**inputs)[:, :-1][before]
     found = model(**inputs).logits[:, :-1][before]
     return kl_div(
         log_softmax(found.float(), dim=-1),

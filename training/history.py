@@ -6,6 +6,7 @@ from accelerate import PartialState
 from transformers import TrainerState
 
 from .job import Job
+from .lora import LORA
 
 # Fields of DPOConfig that are worth a line.
 REPORTED = (
@@ -37,7 +38,7 @@ def history(job: Job, state: TrainerState) -> dict[str, Any]:
         state: what the Trainer knows at the end.
     """
     return {
-        "method": "DPO, full fine-tuning",
+        "method": f"DPO, {_what(job)}",
         "domain": job.domain.name,
         **({"joint": job.joint} if job.joint else {}),
         "dataset": job.dataset,
@@ -51,12 +52,21 @@ def history(job: Job, state: TrainerState) -> dict[str, Any]:
         "best_step": state.best_global_step,
         "warning": loss_warning(job, state),
         **{key: _plain(getattr(job.arguments, key)) for key in REPORTED},
+        **(
+            {key: _plain(getattr(job.arguments, key)) for key in LORA}
+            if job.arguments.use_peft
+            else {}
+        ),
         "losses": [
             {k: entry[k] for k in LOGGED if k in entry}
             for entry in state.log_history
             if "loss" in entry or "eval_loss" in entry
         ],
     }
+
+
+def _what(job: Job) -> str:
+    return f"LoRA of rank {job.arguments.lora_r}" if job.arguments.use_peft else "full fine-tuning"
 
 
 def loss_warning(job: Job, state: TrainerState) -> str | None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl import DPOConfig
-
 from mergekit_av.data.domain import Domain
 from mergekit_av.data.records import Record, require_splits
 from mergekit_av.errors import AVError
@@ -17,6 +15,7 @@ from mergekit_av.vectors.metadata import METADATA
 from mergekit_av.vectors.vector import AlignmentVector
 from mergekit_av.vectors.writing import VECTOR
 
+from .lora import Arguments
 from .pairs import LAMBDA, Pairing, preference_pairs, spectrum_pairs
 from .run_folder import Run
 from .settings import HOLD, PATIENCE
@@ -47,7 +46,7 @@ class Job:
     domain: Domain
     records: Sequence[Record]
     out: Path
-    arguments: DPOConfig
+    arguments: Arguments
     pairing: Pairing = "adjacent"
     lambdas: tuple[float, ...] = (1.0,)
     held: Mapping[str, Sequence[Record]] = field(default_factory=dict)

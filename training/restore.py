@@ -8,6 +8,7 @@ is put back, and a line in the log is all that tells.
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -22,18 +23,18 @@ from .shared_prompts import SharedPromptsTrainer
 class RestoringTrainer(SharedPromptsTrainer):
     """Train with TRL, and put checkpoints back whole: every weight, bit for bit.
 
-    Weights that are spread over processes (FSDP, DeepSpeed) are put back as transformers does it; they
-    are saved under their names in memory.
+    Weights that are spread over processes (FSDP, DeepSpeed) are put back as transformers does it, and so
+    are adapters; they are saved under their names in memory.
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        if self._is_spread:
+        if self._is_spread or isinstance(self.model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             put_back(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if self._is_spread:
+        if self._is_spread or isinstance(self.model, PeftModel):
             super()._load_best_model()
         else:
             put_back(self.model, Path(self.state.best_model_checkpoint))

@@ -2,8 +2,11 @@
 
 The paper's setting is IPO loss, β 0.1, full fine-tuning, batch 4, one epoch, the validation loss
 watched. The paper does not say its learning rate, schedule or precision: docs/training.md says how
-they were found. The other one trains each level at a λ of its own; docs/usable-range.md compares them.
+they were found. The others train each level at a λ of its own, in factors of low rank or in all
+weights; docs/usable-range.md compares them.
 """
+
+from typing import Literal
 
 COMMON = {
     "per_device_eval_batch_size": 4,
@@ -26,6 +29,19 @@ COMMON = {
     "report_to": ["none"],
 }
 SETTINGS = {
+    "lora": {
+        "use_peft": True,
+        "lora_r": 16,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "loss_type": ["ipo", "sft"],
+        "loss_weights": [0.5, 1.0],
+        "beta": 0.25,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 3e-3,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+    },
     "spectrum": {
         "loss_type": ["ipo", "sft"],
         "loss_weights": [0.5, 1.0],
@@ -44,7 +60,13 @@ SETTINGS = {
         "load_best_model_at_end": True,
     },
 }
-SETTING = "spectrum"
+SETTING = "lora"
+# Which levels are compared, see pairs.py. With all, a batch of two pairs of three levels is one record.
+PAIRING: dict[str, Literal["adjacent", "all"]] = {
+    "lora": "all",
+    "spectrum": "adjacent",
+    "paper": "adjacent",
+}
 # Evaluations without a lower validation loss after which training stops.
 PATIENCE = 2
 # The weight of the divergence from the base on other domains' texts, see drift.py.

@@ -6,10 +6,13 @@ at several λ, at each of them towards the level that is meant there (`pairs.spe
 
 import contextlib
 import math
+from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
+from peft.helpers import rescale_adapter_scale
+from torch.func import functional_call
 
 from .drift import COLUMNS, IDS, collate, drift
 from .pairs import LAMBDA
@@ -17,30 +20,28 @@ from .restore import RestoringTrainer
 from .settings import HOLD
 
 
-class SpectrumTrainer(RestoringTrainer):
-    """Train with TRL, the weights at θ_base + λ θ_AV for the λ of each batch.
+class LambdaTrainer(RestoringTrainer):
+    """Train with TRL, the model at θ_base + λ θ_AV for the λ of each batch.
 
     The rows of its datasets have a column `lambda` beside TRL's. All pairs of a training batch are
-    of one λ, and the λ take turns. The gradient of θ_AV is λ times that of the weights. The
-    validation loss is the mean over all rows. A copy of the base stays in memory.
+    of one λ, and the λ take turns. The validation loss is the mean over all rows.
 
     Where a text of another domain is beside each pair (`drift.beside`), its drift from the base
     counts in the loss, of training and of validation, with the weight `hold`.
-
-    Raises:
-        ValueError: the weights are spread over processes (FSDP, DeepSpeed).
     """
 
     def __init__(self, *args: Any, hold: float = HOLD, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._hold = hold
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "--lambdas and --hold need whole weights in each process: no FSDP, no DeepSpeed"
-            )
-        self._lambda = 1.0
-        self._base = {name: w.detach().clone() for name, w in self.model.named_parameters()}
         self.data_collator: Any = _WithLambda(self.data_collator)
+
+    @abstractmethod
+    def _at(self, value: float) -> contextlib.AbstractContextManager:
+        """Put the model at θ_base + λ θ_AV, within a block."""
+
+    @abstractmethod
+    def _base_logits(self, **inputs: Any) -> torch.Tensor:
+        """Return the base's logits, (rows, length, vocabulary)."""
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -56,7 +57,7 @@ class SpectrumTrainer(RestoringTrainer):
     def training_step(self, model, inputs, *args: Any, **kwargs: Any) -> torch.Tensor:
         value = inputs.pop(LAMBDA)[0].item()
         with self._at(value):
-            return super().training_step(model, inputs, *args, **kwargs) / value
+            return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, *args: Any, **kwargs: Any):
         lambdas = inputs.pop(LAMBDA)
@@ -72,17 +73,47 @@ class SpectrumTrainer(RestoringTrainer):
         texts = [inputs.pop(column) for column in COLUMNS if column in inputs]
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if texts:
-            divergence = drift(self.model, self._base, *texts)
+            divergence = drift(self.model, self._base_logits, *texts)
             everywhere = self.accelerator.gather(divergence.detach()).mean().item()
             mode = "train" if self.model.training else "eval"
             self._metrics[mode]["drift"].append(everywhere)
             loss = loss + self._hold * divergence
+        return loss
+
+
+class SpectrumTrainer(LambdaTrainer):
+    """Train all weights at several λ. A copy of the base stays in memory.
+
+    The gradient of θ_AV is λ times that of the weights.
+
+    Raises:
+        ValueError: the weights are spread over processes (FSDP, DeepSpeed).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "--lambdas and --hold need whole weights in each process where all are trained: no FSDP "
+                "and no DeepSpeed, or --use_peft"
+            )
+        self._lambda = 1.0
+        self._base = {name: w.detach().clone() for name, w in self.model.named_parameters()}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        value = args[1][LAMBDA][0].item()
+        return super().training_step(*args, **kwargs) / value
+
+    def compute_loss(self, *args: Any, **kwargs: Any):
+        loss = super().compute_loss(*args, **kwargs)
         # The chain rule: d/dθ_AV of what is computed at θ_base + λ θ_AV.
         return loss * self._lambda if self.model.training else loss
 
+    def _base_logits(self, **inputs: Any) -> torch.Tensor:
+        return functional_call(self.model, self._base, kwargs=inputs).logits
+
     @contextlib.contextmanager
     def _at(self, value: float) -> Iterator[None]:
-        """Put the weights at θ_base + λ θ_AV, within a block."""
         self._lambda = value
         self._stretch(value)
         try:
@@ -96,6 +127,20 @@ class SpectrumTrainer(RestoringTrainer):
         if factor != 1:
             for name, weight in self.model.named_parameters():
                 torch.lerp(self._base[name], weight, factor, out=weight)
+
+
+class LowRankTrainer(LambdaTrainer):
+    """Train factors of low rank, an adapter, whose scale is λ; the base is the adapter switched off.
+
+    So no weight is stretched, and it may be spread over processes.
+    """
+
+    def _at(self, value: float) -> contextlib.AbstractContextManager:
+        return rescale_adapter_scale(self.model, value)
+
+    def _base_logits(self, **inputs: Any) -> torch.Tensor:
+        with self.accelerator.unwrap_model(self.model).disable_adapter():
+            return self.model(**inputs).logits
 
 
 class LambdaSampler(torch.utils.data.Sampler):

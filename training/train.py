@@ -21,7 +21,7 @@ from .job import Job
 from .joint import joint_domain, parse_goal, wanted_first
 from .lambda_selection import select_lambdas
 from .processes import in_main_process
-from .settings import HOLD
+from .settings import HOLD, PAIRING
 from .train_job import train_job
 
 RUNS, VECTORS = Path("runs"), Path("avs")
@@ -109,7 +109,7 @@ def plan_jobs(config: TrainConfig) -> list[Job]:
                 config.setting,
                 output_dir=str(RUNS / domain.name),
             ),
-            pairing="first" if config.joint else config.pairs,
+            pairing="first" if config.joint else config.pairs or PAIRING[config.setting],
             lambdas=config.lambdas or (1.0,),
             held={name: part for name, part in held.items() if name != domain.name},
             hold=HOLD if config.hold_weight is None else config.hold_weight,

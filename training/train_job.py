@@ -25,6 +25,7 @@ from .dpo import align
 from .errors import training_errors
 from .inputs import TrainerInputs
 from .job import SPLITS, Job
+from .lora import LORA
 from .processes import in_main_process
 
 # Fields of DPOConfig that say where and how to run, not what comes out.
@@ -120,7 +121,8 @@ def _open_run(job: Job, base: Path) -> None:
     settings["patience"] = job.patience
     settings["processes"] = PartialState().num_processes
     arguments = job.arguments.to_dict()
-    settings |= {key: value for key, value in arguments.items() if key not in INCIDENTAL}
+    left_out = INCIDENTAL if job.arguments.use_peft else {*INCIDENTAL, *LORA}
+    settings |= {key: value for key, value in arguments.items() if key not in left_out}
     settings = json.loads(json.dumps(settings, default=str))
     if job.resume and job.run.started:
         job.run.resume(settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mergekit_av.training.settings import COMMON, HOLD, PATIENCE, SETTING, SETTINGS
+from mergekit_av.training.settings import COMMON, HOLD, PAIRING, PATIENCE, SETTING, SETTINGS
 
 from .check import summary
 from .command import command, given, overwrite_option, say
@@ -21,7 +21,8 @@ def _listed(values):
 
 EPILOG = (
     "Every field of TRL's DPOConfig is an option as well, under its own name "
-    "(--learning_rate 2e-5 --num_train_epochs 2). Defaults that are not TRL's: "
+    "(--learning_rate 2e-5 --num_train_epochs 2), and those of its ModelConfig for LoRA: --use_peft, "
+    "--lora_r, --lora_alpha, --lora_dropout, --lora_target_modules, --use_rslora. Defaults that are not TRL's: "
     f"{_listed(COMMON)}; bf16 where the processor or GPU has instructions for it; with "
     + "; with ".join(f"--setting {name} {_listed(values)}" for name, values in SETTINGS.items())
     + "."
@@ -53,15 +54,16 @@ EPILOG = (
 @click.option(
     "--pairs",
     type=click.Choice(["adjacent", "all"]),
-    default="adjacent",
-    help="Which levels to compare: each with the next one, or each with all below it.",
+    help="Which levels to compare: neighbours alone, or the preferred one with all others.  [default: "
+    + ", ".join(f"{pairing} with {name}" for name, pairing in PAIRING.items())
+    + "]",
 )
 @click.option(
     "--setting",
     type=click.Choice(list(SETTINGS)),
     default=SETTING,
-    show_default=True,
-    help="How to train: each level at a λ of its own, or as the paper does, at λ = 1 alone.",
+    help="How to train: each level at a λ of its own, in factors of low rank (lora) or in all weights "
+    "(spectrum); or as the paper does, all weights at λ = 1 alone.",
 )
 @click.option(
     "--lambdas",

@@ -21,6 +21,7 @@ from mergekit_av.export.hub import prepare
 from mergekit_av.io.checkpoint import INDEX, SINGLE, Checkpoint
 from mergekit_av.io.fingerprint import fingerprint
 from mergekit_av.vectors.extraction import extract
+from mergekit_av.vectors.low_rank_delta import ADAPTER
 
 BOTH_WAYS = pytest.mark.parametrize("client", ["xet", "lfs"], indirect=True)
 BY_LFS = pytest.mark.parametrize("client", ["lfs"], indirect=True)
@@ -497,7 +498,7 @@ def test_av_train_pushes_what_it_has_made_and_keeps_it_where_that_fails(hub, cli
     assert ended.code == 0, ended.err
     repo = hub.repos["me/tone-av"]
     assert ended.out.splitlines()[-1] == f"{hub.url}/me/tone-av/commit/{repo.refs['main']}"
-    assert repo.private and repo.files()[SINGLE] == (vector.folder / SINGLE).read_bytes()
+    assert repo.private and repo.files()[ADAPTER] == (vector.folder / ADAPTER).read_bytes()
     base = recipe_of(repo.files()["README.md"])["base_model"]
     assert base == f"me/base@{hub.repos['me/base'].refs['main']}"
 
