@@ -15,8 +15,9 @@ demo: .venv/installed ## Train an AV, merge it at several λ, evaluate, plot (15
 	$(BIN)/python benchmarks/demo.py
 
 avs: .venv/installed ## Train the medical, financial and legal AVs of the default base (some two hours on one CPU core)
-	$(BIN)/av-train --domain medical
-	$(BIN)/av-train --domain financial --domain legal --max-records 36
+	@# In all weights: the recipes and their figures are of these.
+	$(BIN)/av-train --setting spectrum --domain medical
+	$(BIN)/av-train --setting spectrum --domain financial --domain legal --max-records 36
 
 test: lint ## Check the code's form, types and layers, and run the tests
 	@# More processes than cores: a third of the time goes into waiting for servers and children.
@@ -42,6 +43,7 @@ bench: .venv/installed ## Measure speed and memory against mergekit, copying, sc
 	$(BIN)/python benchmarks/knobs.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/prompts.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/architectures.py
 
