@@ -6,9 +6,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from mergekit_av.errors import AVError
-from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.models.chat import cut_sentence, encode, left_out
-from mergekit_av.models.load import layout_of
 from mergekit_av.models.scoring import context_length
 from mergekit_av.models.vocabulary import check_ids
 
@@ -25,7 +23,7 @@ class TrainerInputs:
 
     Attributes:
         model: the base, in float32.
-        layout: of the base's checkpoint in it.
+        folder: the base's.
         limit: tokens of prompt and response together, None where there is no limit.
         cut: number of responses that are cut, and of records that are left out.
         usable: split → numbers of the pairs that are trained on.
@@ -37,7 +35,7 @@ class TrainerInputs:
 
     def __init__(self, job: Job, base: Base):
         self.model, self.tokenizer = base.model, base.tokenizer
-        self.layout = layout_of(Checkpoint(base.folder))
+        self.folder = base.folder
         if padding := job.arguments.pad_token:
             id = self.tokenizer.convert_tokens_to_ids(padding)
             check_ids(self.model, self.tokenizer, [id or 0], "--pad_token")

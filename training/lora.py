@@ -1,6 +1,7 @@
 """Training factors of low rank instead of all weights, with PEFT, as TRL's own options say it."""
 
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, ModelConfig
 
 from mergekit_av.errors import AVError
+from mergekit_av.io.checkpoint import Checkpoint
 from mergekit_av.models.layout import Layout
 from mergekit_av.vectors.layers import carried_layers, layer_tensors
 
@@ -39,14 +41,14 @@ class Arguments(DPOConfig):
 LORA = tuple(each.name for each in fields(Arguments) if each not in fields(DPOConfig))
 
 
-def lora_config(arguments: Arguments, model: PreTrainedModel, layout: Layout) -> LoraConfig | None:
+def lora_config(arguments: Arguments, model: PreTrainedModel, base: Path) -> LoraConfig | None:
     """Return which factors to train of a model; None where all weights are trained.
 
     By default those of all linear layers whose factors a vector can hold: not the output layer, and not
     one whose weight is several tensors on disk.
 
     Args:
-        layout: of the base's checkpoint in the model.
+        base: the folder that it was loaded from.
 
     Raises:
         AVError: the model has no such layer.
@@ -55,6 +57,7 @@ def lora_config(arguments: Arguments, model: PreTrainedModel, layout: Layout) ->
         return None
     targets: list[str] | str | None = arguments.lora_target_modules
     if targets is None:
+        layout = Layout.of(model, Checkpoint(base).shapes)
         able = layer_tensors(model, layout)
         targets = [layer for layer in carried_layers(model, layout) if layer in able]
         if not targets:

@@ -27,6 +27,9 @@ from mergekit_av.vectors.factors import Factors
 from mergekit_av.vectors.layers import carried_layers
 from mergekit_av.vectors.license import license_of
 from mergekit_av.vectors.low_rank import low_rank, of_factors
+from mergekit_av.vectors.low_rank_delta import ADAPTER as WEIGHTS
+from mergekit_av.vectors.low_rank_delta import ADAPTER_CONFIG as CONFIG
+from mergekit_av.vectors.low_rank_writing import write_adapter_config
 from mergekit_av.vectors.metadata import METADATA
 from mergekit_av.vectors.writing import VECTOR_DTYPES
 
@@ -36,7 +39,7 @@ from .loss import RANKS, LoraExport, _kept_at, _parts
 if TYPE_CHECKING:
     from mergekit_av.vectors.vector import AlignmentVector
 
-CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+CARD = "README.md"
 # PEFT writes adapters of the same three files, and low-rank vectors have them too: only the card tells ours.
 ADAPTER = Kind(
     "an adapter of av-export",
@@ -136,7 +139,9 @@ def export_lora(
             writer.write(factor.to("cpu", VECTOR_DTYPES[dtype]))
         left_out = _left_out(weights, model, {f"{layer}.weight" for layer in layers})
         modules = _target_modules(model, layers)
-        _write_config(folder, vector, rank, scale, modules, bool(transposed), base_id)
+        base = vector.metadata.base
+        named = (base_id, None) if base_id else (base.id, base.revision)
+        write_adapter_config(folder, modules, rank, named, bool(transposed), scale)
         export = LoraExport(
             folder=Path(out),
             rank=rank,
@@ -226,29 +231,3 @@ def _left_out(
         blocks = blocks_of(weights[name])
         found[kind].append(sum(block.double().square().sum().item() for block in blocks))
     return found
-
-
-def _write_config(
-    folder: Path,
-    vector: "AlignmentVector",
-    rank: int,
-    scale: float,
-    modules: list[str],
-    transposed: bool,
-    base_id: str | None,
-) -> None:
-    from peft import LoraConfig
-
-    alpha = scale * rank
-    base = vector.metadata.base
-    config = LoraConfig(
-        base_model_name_or_path=base_id or base.id,
-        revision=None if base_id else base.revision,
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-        r=rank,
-        lora_alpha=int(alpha) if alpha.is_integer() else alpha,
-        fan_in_fan_out=transposed,
-    )
-    config.target_modules = modules  # given above it would become a set, in another order each time
-    config.save_pretrained(folder)

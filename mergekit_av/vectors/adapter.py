@@ -16,16 +16,18 @@ from mergekit_av.errors import AVError, first_line
 from mergekit_av.hub.trust import refuse_adapter_code
 from mergekit_av.io.checkpoint import INDEX, SINGLE, Checkpoint
 from mergekit_av.io.json import read_json
-from mergekit_av.models.load import layout_of, load_model, load_shape
+from mergekit_av.models.layout import Layout
+from mergekit_av.models.load import load_model, load_shape
 
 from .factors import Factors
 from .layers import layer_tensors, stored_tensors
-from .low_rank_delta import factor_names
+from .low_rank_delta import ADAPTER as WEIGHTS
+from .low_rank_delta import ADAPTER_CONFIG as CONFIG
+from .low_rank_delta import factor_names, factor_shapes
 from .metadata import StoredTensor
 from .origin import BaseReader, Origin
 from .writing import VECTOR_DTYPES
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OF_LAYER = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
 OF_MODULE = re.compile(r"base_model\.model\.(.+)")
 # Settings that change nothing of what the saved factors mean.
@@ -85,7 +87,8 @@ class AdapterDifference:
         _check_plain(settings)
         self._base, self._reader = base, BaseReader(base, base_id)
         self._adapter = Checkpoint(adapter, [WEIGHTS])
-        model, layout = load_shape(base.folder), layout_of(base)
+        model = load_shape(base.folder)
+        layout = Layout.of(model, base.shapes)
         layers = sorted({m[1] for name in self._adapter if (m := OF_LAYER.fullmatch(name))})
         able = layer_tensors(model, layout)
         for layer in layers:
@@ -154,10 +157,7 @@ class AdapterDifference:
         wanted: dict[str, tuple[int, ...]] = {}
         for own, tensor in self.tensors.items():
             if tensor.layer is not None:
-                rows, columns = tensor.shape[::-1] if tensor.transposed else tensor.shape
-                b, a = factor_names(tensor.layer)
-                rank = self._rank(tensor.layer)
-                wanted |= {b: (rows, rank), a: (rank, columns)}
+                wanted |= factor_shapes(tensor, self._rank(tensor.layer))
             elif tensor.whole:
                 wanted[self._saved[own]] = tensor.shape
         for name, shape in wanted.items():

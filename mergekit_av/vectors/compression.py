@@ -6,7 +6,8 @@ import torch
 
 from mergekit_av.errors import AVError
 from mergekit_av.io.checkpoint import Checkpoint
-from mergekit_av.models.load import layout_of, load_shape
+from mergekit_av.models.layout import Layout
+from mergekit_av.models.load import load_shape
 
 from .factors import Factors
 from .layers import carried_layers, layer_tensors, stored_tensors
@@ -34,7 +35,8 @@ class Compressed:
     """
 
     def __init__(self, base: Checkpoint, difference: Tensors, rank: int, of: str):
-        model, layout = load_shape(base.folder), layout_of(base)
+        model = load_shape(base.folder)
+        layout = Layout.of(model, base.shapes)
         self._difference = difference
         able = layer_tensors(model, layout)
         layers = {layer: able[layer] for layer in carried_layers(model, layout) if layer in able}

@@ -45,10 +45,9 @@ class LowRankDelta(Delta):
             if tensor.whole:
                 wanted[name] = tensor.shape
             elif tensor.layer is not None:
-                rows, columns = tensor.shape[::-1] if tensor.transposed else tensor.shape
-                b, a = factor_names(tensor.layer)
+                _, a = factor_names(tensor.layer)
                 rank = checkpoint[a].shape[0] if a in checkpoint else 0
-                wanted |= {b: (rows, rank), a: (rank, columns)}
+                wanted |= factor_shapes(tensor, rank)
         for name in sorted(set(wanted) | set(checkpoint)):
             if name not in checkpoint or checkpoint[name].shape != wanted.get(name):
                 raise AVError(
@@ -108,3 +107,10 @@ def factor_names(layer: str) -> tuple[str, str]:
     """Return what PEFT calls the factors B and A of a layer in an adapter's file."""
     name = f"base_model.model.{layer}.lora_"
     return f"{name}B.weight", f"{name}A.weight"
+
+
+def factor_shapes(tensor: StoredTensor, rank: int) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the factors B and A of a tensor that has a layer, by their names."""
+    rows, columns = tensor.shape[::-1] if tensor.transposed else tensor.shape
+    b, a = factor_names(str(tensor.layer))
+    return {b: (rows, rank), a: (rank, columns)}

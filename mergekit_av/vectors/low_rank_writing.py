@@ -19,8 +19,8 @@ from mergekit_av.io.writer import CheckpointWriter
 from mergekit_av.provenance import versions
 
 from .factors import Factors
-from .low_rank_delta import ADAPTER, FACTORS, WHOLE, factor_names
-from .metadata import LOW_RANK, BaseIdentity, Metadata, StoredTensor
+from .low_rank_delta import ADAPTER, FACTORS, WHOLE, factor_shapes
+from .metadata import LOW_RANK, Metadata, StoredTensor
 from .origin import Origin
 from .writing import VECTOR, check_form, describe
 
@@ -104,38 +104,45 @@ def write_low_rank(
             format_version=LOW_RANK,
         )
         if not whole:
-            write_adapter_config(folder, tensors, source.rank, origin.base)
+            carried = [tensor for tensor in tensors.values() if tensor.layer is not None]
+            # Whole names: no layer is taken for another.
+            modules = sorted(str(tensor.layer) for tensor in carried)
+            transposed = any(tensor.transposed for tensor in carried)
+            write_adapter_config(
+                folder, modules, source.rank, (origin.base.id, origin.base.revision), transposed
+            )
         describe(folder, metadata, config, Path(out))
 
 
 def write_adapter_config(
     folder: Path,
-    tensors: Mapping[str, StoredTensor],
+    modules: list[str],
     rank: int,
-    base: BaseIdentity,
+    base: tuple[str, str | None],
+    transposed: bool,
     scale: float = 1.0,
 ) -> None:
-    """Write PEFT's adapter_config.json, of which a scale of 1 is λ = 1 (or `scale`).
+    """Write PEFT's adapter_config.json.
 
-    Raises:
-        AVError: the layers lie in both ways, which PEFT cannot be told.
+    Args:
+        modules: the layers, as PEFT is told of them.
+        base: what to call the base, and its revision.
+        transposed: whether the layers' weights lie the other way round.
+        scale: λ at which the adapter acts where nothing else is said.
     """
     from peft import LoraConfig
 
-    carried = [tensor for tensor in tensors.values() if tensor.layer is not None]
     alpha = scale * rank
     config = LoraConfig(
-        base_model_name_or_path=base.id,
-        revision=base.revision,
+        base_model_name_or_path=base[0],
+        revision=base[1],
         task_type="CAUSAL_LM",
         inference_mode=True,
         r=rank,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
-        fan_in_fan_out=any(tensor.transposed for tensor in carried),
+        fan_in_fan_out=transposed,
     )
-    # Whole names: no layer is taken for another. Given above they would become a set, in another
-    # order each time.
-    config.target_modules = sorted(str(tensor.layer) for tensor in carried)
+    config.target_modules = modules  # given above it would become a set, in another order each time
     config.save_pretrained(folder)
 
 
@@ -146,9 +153,8 @@ def _shapes(
     found: dict[str, tuple[tuple[int, int], torch.dtype]] = {}
     for tensor in source.tensors.values():
         if tensor.layer is not None:
-            rows, columns = tensor.shape[::-1] if tensor.transposed else tensor.shape
-            b, a = factor_names(tensor.layer)
-            found |= {b: ((rows, source.rank), dtype), a: ((source.rank, columns), dtype)}
+            shapes = factor_shapes(tensor, source.rank)
+            found |= {name: (shape, dtype) for name, shape in shapes.items()}
     return found
 
 

@@ -15,7 +15,7 @@ from training_runs import (
 )
 from transformers import AutoModelForCausalLM
 
-from mergekit_av import AlignmentVector
+from mergekit_av import AlignmentVector, load_domain, load_records
 from mergekit_av.vectors.low_rank_delta import ADAPTER
 
 LOW_RANK = [
@@ -75,17 +75,28 @@ def test_a_run_that_was_killed_at_its_end_is_not_trained_again(tmp_path, base, t
 
 
 def test_the_best_factors_are_kept(tmp_path, base):
-    # The last step's are far away: a rate a hundred times too high, from the second half on.
+    # The last ones are not: the rate is far too high.
     watched = [
         "--eval_strategy", "steps", "--load_best_model_at_end", "true", "--eval_steps", "6",
-        "--save_steps", "6", "--patience", "99", "--num_train_epochs", "1",
+        "--save_steps", "6", "--patience", "99", "--num_train_epochs", "2", "--loss_type", "ipo",
+        "--lambdas", "1,-1", "--pairs", "adjacent", "--dtype", "float32",
     ]  # fmt: skip
-    command = ["--domain", write_domain(tmp_path), "--base", base, *LOW_RANK, *watched]
-    ended = av_train(tmp_path, *command, "--learning_rate", "0.5", "--keep-aligned")
+    domain = write_domain(tmp_path)
+    command = ["--domain", domain, "--base", base, *LOW_RANK, *watched]
+    ended = av_train(tmp_path, *command, "--learning_rate", "0.1")
     assert ended.code == 0, ended.err
     said = training(tmp_path / "avs/tone")
     losses = {e["step"]: e["eval_loss"] for e in said["losses"] if "eval_loss" in e}
-    assert said["best_step"] == min(losses, key=losses.get) and len(losses) > 2
+    best = min(losses, key=losses.get)
+    assert best == said["best_step"] != max(losses)
+    # IPO: the square of the margin's distance from 1/2β, of each end over its neighbour.
+    records = load_records(load_domain(domain))
+    held_out = torch.tensor([record.split == "validation" for record in records])
+    found = []
+    for value, own in ((1, 0), (-1, 2)):
+        gain = gains(tmp_path / "avs/tone", domain, base, value)[held_out]
+        found.append((gain[:, own] - gain[:, 1] - 2) ** 2)
+    assert losses[best] == pytest.approx(torch.stack(found).mean().item(), rel=1e-3)
 
 
 ONE_STEP = ["--num_train_epochs", "1", "--dtype", "float32", "--bf16", "false"]
