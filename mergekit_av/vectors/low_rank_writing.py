@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,19 +73,20 @@ def write_low_rank(
     with whole_folder(Path(out), overwrite, VECTOR) as folder:
         file = FACTORS if whole else ADAPTER
         writer = CheckpointWriter(folder, _shapes(source, stored), file=file)
-        names = writer.names()
-        for tensor in tqdm(layers, desc=f"Writing {Path(out).name}", unit="layer"):
-            factors = source.factors(tensor).to("cpu", stored)
-            if not (all_finite(factors.b) and all_finite(factors.a)):
-                raise AVError(f"{tensor}: its factors have NaN or infinite values")
-            norms[tensor] = factors.norm()
-            unchanged[tensor] = float(norms[tensor] == 0)
-            missing = source.rank - factors.rank
-            for factor in (pad(factors.b, (0, missing)), pad(factors.a, (0, 0, 0, missing))):
-                next(names)
-                writer.write(factor)
-        for _ in names:  # closes the file
-            raise AssertionError("every factor was written")
+
+        def filled_factors() -> Iterator[torch.Tensor]:
+            for tensor in tqdm(layers, desc=f"Writing {Path(out).name}", unit="layer"):
+                factors = source.factors(tensor).to("cpu", stored)
+                if not (all_finite(factors.b) and all_finite(factors.a)):
+                    raise AVError(f"{tensor}: its factors have NaN or infinite values")
+                norms[tensor] = factors.norm()
+                unchanged[tensor] = float(norms[tensor] == 0)
+                missing = source.rank - factors.rank
+                yield pad(factors.b, (0, missing))
+                yield pad(factors.a, (0, 0, 0, missing))
+
+        for _, factor in zip(writer.names(), filled_factors(), strict=True):
+            writer.write(factor)
         if whole:
             _write_whole(folder, source, whole, stored, norms, unchanged)
         files = [file, *([WHOLE] if whole else [])]
