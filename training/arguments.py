@@ -21,10 +21,10 @@ from .settings import COMMON, SETTING, SETTINGS
 REFUSED = {
     "resume_from_checkpoint": "pass --resume: the newest whole checkpoint is found",
     "trust_remote_code": "code that comes with a model is never run",
-    "model_init_kwargs": "the base is loaded as it is, in float32",
     "push_to_hub": "pass --push-to-hub ID: the vector goes to the Hub, not the aligned model",
     "hub_token": "a token is no option: run `hf auth login`, or set HF_TOKEN",
 }
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class _Parser(HfArgumentParser):
@@ -135,10 +135,34 @@ def _check(arguments: Arguments) -> None:
             raise AVError(f"--{field.name} is not a number")
         if field.name in REFUSED and value:
             raise AVError(f"--{field.name} can't be used: {REFUSED[field.name]}")
+    _check_loading(arguments)
+    if arguments.fsdp and arguments.use_cpu:
+        raise AVError(
+            "--fsdp can't be used without an accelerator: accelerate would train the whole model in each "
+            "process, and not say so"
+        )
+    if not 0 < arguments.lora_layers <= 1:
+        raise AVError(
+            f"--lora_layers is a share of more than 0 up to 1, not {arguments.lora_layers}"
+        )
     for name in ("learning_rate", "beta", "num_train_epochs"):
         value = getattr(arguments, name)
         if not math.isfinite(value) or value <= 0:
             raise AVError(f"--{name} must be a positive number, not {value}")
+
+
+def _check_loading(arguments: Arguments) -> None:
+    """Refuse what the base cannot be loaded with, or is never loaded with."""
+    quantized = arguments.load_in_4bit or arguments.load_in_8bit
+    more = arguments.model_init_kwargs or {}
+    if (quantized or more) and not arguments.use_peft:
+        option = "--load_in_4bit and --load_in_8bit go" if quantized else "--model_init_kwargs goes"
+        raise AVError(f"{option} with --use_peft: weights that are trained are in float32")
+    if more.keys() - {"dtype"} or more.get("dtype", "auto") not in DTYPES:
+        raise AVError(
+            f"--model_init_kwargs can't be used but for a dtype of {', '.join(DTYPES)}: all else is as "
+            "the base says it"
+        )
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,8 @@ from mergekit_av.models.chat import ensure_chat_template
 from mergekit_av.models.load import load_model, load_tokenizer, refuse_codes, refuse_vector
 from mergekit_av.models.vocabulary import ensure_padding
 
-from .restore import check_trainable
+from .lora import Arguments, base_dtype, quantization
+from .restore import check_restorable, check_whole
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class Base(NamedTuple):
 
     Attributes:
         name: as the user wrote it.
-        model: in float32, on the CPU.
+        model: on the CPU, in float32 where all its weights are trained; else see `base_dtype`, and
+            `quantization`.
         tokenizer: with a chat template, and a padding token that the model has an embedding for.
     """
 
@@ -33,7 +35,7 @@ class Base(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_base(name: str) -> Base:
+def load_base(name: str, arguments: Arguments) -> Base:
     """Load a base, from a folder or the Hub.
 
     Raises:
@@ -45,9 +47,14 @@ def load_base(name: str) -> Base:
     refuse_vector(folder)
     tokenizer = load_tokenizer(folder)
     notices = [ensure_chat_template(tokenizer)]
-    refuse_codes(Checkpoint(folder))
-    model = load_model(folder, dtype="float32", device="cpu")
-    check_trainable(model, folder)
+    checkpoint = Checkpoint(folder)
+    refuse_codes(checkpoint)
+    check_whole(folder)
+    quantized = quantization(arguments)
+    device = "cpu" if quantized is None else str(PartialState().device)
+    model = load_model(folder, base_dtype(arguments, checkpoint), device, quantized)
+    if not arguments.use_peft:
+        check_restorable(model, folder)
     notices.append(ensure_padding(model, tokenizer))
     if PartialState().is_main_process:
         for notice in filter(None, notices):

@@ -116,7 +116,7 @@ def _trainer(job: Job, inputs: TrainerInputs) -> DPOTrainer:
         eval_dataset=None if job.arguments.eval_strategy == "no" else pairs["validation"],
         processing_class=inputs.tokenizer,
         callbacks=callbacks,
-        peft_config=lora_config(job.arguments, inputs.model, inputs.folder),
+        peft_config=lora_config(job.arguments, inputs.folder),
         **options,
     )
     # Either would print twenty figures a step.

@@ -6,7 +6,7 @@ from accelerate import PartialState
 from transformers import TrainerState
 
 from .job import Job
-from .lora import LORA
+from .lora import LORA, QUANTIZED, Arguments
 
 # Fields of DPOConfig that are worth a line.
 REPORTED = (
@@ -52,17 +52,23 @@ def history(job: Job, state: TrainerState) -> dict[str, Any]:
         "best_step": state.best_global_step,
         "warning": loss_warning(job, state),
         **{key: _plain(getattr(job.arguments, key)) for key in REPORTED},
-        **(
-            {key: _plain(getattr(job.arguments, key)) for key in LORA}
-            if job.arguments.use_peft
-            else {}
-        ),
+        **{key: _plain(getattr(job.arguments, key)) for key in _of_factors(job.arguments)},
         "losses": [
             {k: entry[k] for k in LOGGED if k in entry}
             for entry in state.log_history
             if "loss" in entry or "eval_loss" in entry
         ],
     }
+
+
+def _of_factors(arguments: Arguments) -> list[str]:
+    """Return the fields that say how factors were trained; of those that say how the base was loaded, only
+    such as were used."""
+    if not arguments.use_peft:
+        return []
+    quantized = arguments.load_in_4bit or arguments.load_in_8bit
+    names = [name for name in LORA if quantized or name not in QUANTIZED]
+    return names + ["model_init_kwargs"] * bool(arguments.model_init_kwargs)
 
 
 def _what(job: Job) -> str:

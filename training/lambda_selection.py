@@ -51,10 +51,13 @@ def select_lambdas(
     if not scored:
         return lambdas
     main = PartialState().is_main_process
-    base.model.to(PartialState().device)
+    home = base.model.device
+    if home != PartialState().device:  # quantised weights are there, and cannot be moved
+        base.model.to(PartialState().device)
     progress = f"Scoring {domain.name}" if main else None
     scores = mean_log_probs(base.model, base.tokenizer, scored, progress=progress)
-    base.model.to("cpu")
+    if home != base.model.device:
+        base.model.to(home)
     counts, levels = votes(scores.numpy()), list(domain.levels)
     selected = list(lambdas)
     for level in range(1, len(levels) - 1):

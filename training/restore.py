@@ -60,9 +60,21 @@ def put_back(model: PreTrainedModel, folder: Path) -> None:
             tensors[name].copy_(value)
 
 
+def check_whole(base: Path) -> None:
+    """Check before a training that a vector can be made of what is trained of a base.
+
+    Raises:
+        AVError: the base has weights that nothing in its files becomes, or such as cannot be written as
+            they were read.
+    """
+    of_base = layout_of(Checkpoint(base))
+    of_base.check_whole(str(base))
+    of_base.check_reversible()
+
+
 @torch.no_grad()
-def check_trainable(model: PreTrainedModel, base: Path) -> None:
-    """Check before a training that its checkpoints can be put back, and a vector be made at its end.
+def check_restorable(model: PreTrainedModel, base: Path) -> None:
+    """Check before a training of all weights that its checkpoints can be put back.
 
     The model is turned into what would be saved of it, and back, in memory.
 
@@ -71,12 +83,8 @@ def check_trainable(model: PreTrainedModel, base: Path) -> None:
         base: its folder.
 
     Raises:
-        AVError: the base has weights that nothing in its files becomes, or an architecture that
-            transformers saves otherwise than it loads it.
+        AVError: the base has an architecture that transformers saves otherwise than it loads it.
     """
-    of_base = layout_of(Checkpoint(base))
-    of_base.check_whole(str(base))
-    of_base.check_reversible()
     tensors = named_tensors(model)
     saved = revert_weight_conversion(model, {n: tensor.detach() for n, tensor in tensors.items()})
     layout = Layout.of(model, {name: tuple(tensor.shape) for name, tensor in saved.items()})

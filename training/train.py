@@ -65,7 +65,7 @@ def train(
             in_main_process(functools.partial(check_access, repo))
         in_main_process(lambda: base_or_default(config.base))
         for job in jobs:
-            load = functools.cache(functools.partial(load_base, job.base))
+            load = functools.cache(functools.partial(load_base, job.base, job.arguments))
             if config.selects_lambdas and not job.done:
                 job = replace(job, lambdas=select_lambdas(load, job.domain, job.records))
             vector = train_job(job, load)

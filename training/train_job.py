@@ -51,7 +51,7 @@ def train_job(job: Job, load: Callable[[], Base] | None = None) -> AlignmentVect
     """
     with contextlib.ExitStack() as stack:
         in_main_process(lambda: stack.enter_context(job.locked()))
-        return _train(job, load or partial(load_base, job.base))
+        return _train(job, load or partial(load_base, job.base, job.arguments))
 
 
 def _train(job: Job, load: Callable[[], Base]) -> AlignmentVector | None:

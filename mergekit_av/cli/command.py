@@ -105,6 +105,8 @@ class _Saying(logging.Handler):
 @contextlib.contextmanager
 def _log_on_stderr() -> Iterator[None]:
     """Show on stderr what the package logs, from warnings on, while the block lasts."""
+    # Where bitsandbytes is installed, PEFT imports it, and it says which kernels it misses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     log, handler = logging.getLogger("mergekit_av"), _Saying()
     log.addHandler(handler)
     try:

@@ -22,7 +22,9 @@ def _listed(values):
 EPILOG = (
     "Every field of TRL's DPOConfig is an option as well, under its own name "
     "(--learning_rate 2e-5 --num_train_epochs 2), and those of its ModelConfig for LoRA: --use_peft, "
-    "--lora_r, --lora_alpha, --lora_dropout, --lora_target_modules, --use_rslora. Defaults that are not TRL's: "
+    "--lora_r, --lora_alpha, --lora_dropout, --lora_target_modules, --use_rslora, --load_in_4bit, "
+    "--load_in_8bit, --bnb_4bit_quant_type, --use_bnb_nested_quant; and --lora_layers, the share of the layers, "
+    "from the output on, that get factors. Defaults that are not TRL's: "
     f"{_listed(COMMON)}; bf16 where the processor or GPU has instructions for it; with "
     + "; with ".join(f"--setting {name} {_listed(values)}" for name, values in SETTINGS.items())
     + "."

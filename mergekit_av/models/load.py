@@ -42,13 +42,20 @@ def check_config(file: Path, known: bool = True) -> dict:
     return settings
 
 
-def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | None = None):
+def load_model(
+    source: str | os.PathLike,
+    dtype: str = "float32",
+    device: str | None = None,
+    quantization: Any = None,
+):
     """Load a transformers causal LM in evaluation mode; remote code is never run.
 
     Args:
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own (the
             widest of them).
         device: a torch device; by default the accelerator if there is one.
+        quantization: transformers' BitsAndBytesConfig, where the weights of linear layers are to be
+            quantised while they are loaded.
     """
     folder = resolve(source)
     refuse_vector(folder)
@@ -63,6 +70,9 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
     device = device or default_device()
     dtype = own_dtype(infos) if dtype == "auto" else dtype
     _refuse_sizes(load_shape(folder), infos)
+    more = {}
+    if quantization is not None:
+        more = {"quantization_config": quantization, "device_map": {"": device}}
     try:
         config = _config(folder)
         model, loaded = _model_class(config).from_pretrained(
@@ -72,6 +82,7 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
             use_safetensors=True,
             trust_remote_code=False,  # else transformers asks on the terminal
             output_loading_info=True,
+            **more,
         )
     except Exception as error:  # a config.json has no end of ways to be wrong
         raise AVError(
@@ -80,6 +91,8 @@ def load_model(source: str | os.PathLike, dtype: str = "float32", device: str | 
     if missing := sorted(loaded["missing_keys"]):
         # transformers would fill them with random numbers.
         raise AVError(f"{source} has no tensor {missing[0]}, which its config.json asks for")
+    if quantization is not None:
+        return model.eval()
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

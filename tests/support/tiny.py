@@ -83,18 +83,19 @@ def make_model(
     shard_size: str = "5GB",
     seed: int = 0,
     context: int = 1024,
+    hidden_size: int = 32,
 ) -> Path:
-    """A random model of two layers and hidden size 32, saved as transformers saves it."""
+    """A random model of two layers, saved as transformers saves it."""
     config_class, model_class = ARCHITECTURES[architecture]
     torch.manual_seed(seed)
     config = config_class(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4 if architecture == "phi" else 2,
-        head_dim=8,
+        head_dim=hidden_size // 4,
         max_position_embeddings=context,
         tie_word_embeddings=tied,
         bos_token_id=1,

@@ -125,12 +125,31 @@ def test_file_that_is_no_mapping_is_named(text, config):
      ["--beta", "0"], ["--num_train_epochs", "0"], ["--weight_decay", "nan"],
      ["--load_best_model_at_end"], ["--loss_weights", "1", "2", "3"],
      ["--lr_scheduler_kwargs", "{"], ["--trust_remote_code"], ["--resume_from_checkpoint", "x"],
-     ["--model_init_kwargs", '{"dtype": "bfloat16"}']],
+     ["--model_init_kwargs", '{"dtype": "int8"}'], ["--model_init_kwargs", '{"revision": "a"}']],
 )  # fmt: skip
 def test_values_that_cannot_be_are_one_line(options):
     with pytest.raises(AVError) as raised:
         training_arguments(options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--load_in_4bit", "true"], "go with --use_peft"),
+     (["--model_init_kwargs", '{"dtype": "bfloat16"}'], "goes with --use_peft")],
+)  # fmt: skip
+def test_weights_that_are_trained_are_not_narrowed(options, said):
+    with pytest.raises(AVError, match=said):
+        training_arguments(options, setting="paper")
+    training_arguments(options, setting="lora")
+
+
+def test_fsdp_which_accelerate_would_leave_out_is_refused(monkeypatch):
+    for name in list(os.environ):
+        if "FSDP" in name:
+            monkeypatch.delenv(name)
+    with pytest.raises(AVError, match="--fsdp can't be used without an accelerator"):
+        training_arguments(["--fsdp", "full_shard", "--use_cpu", "true"])
 
 
 def test_what_goes_to_the_hub_is_the_vector_and_no_token_is_an_option():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tiny import make_model, make_tokenizer
 from training_runs import (
     LEARNS,
     av_train,
@@ -16,6 +17,9 @@ from training_runs import (
 from transformers import AutoModelForCausalLM
 
 from mergekit_av import AlignmentVector, load_domain, load_records
+from mergekit_av.errors import AVError
+from mergekit_av.training.arguments import training_arguments
+from mergekit_av.training.lora import lora_config
 from mergekit_av.vectors.low_rank_delta import ADAPTER
 
 LOW_RANK = [
@@ -52,6 +56,28 @@ def test_the_vector_is_small_and_an_adapter(trained, base):
     wanted = vector.apply_to(model)(ids).logits
     found = PeftModel.from_pretrained(model, trained / "avs/tone")(ids).logits
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ([], {"model.layers.1"}),  # of two, by default
+        (["--lora_layers", "1"], {"model.layers.0", "model.layers.1"}),
+        (["--lora_layers", "0.01"], {"model.layers.1"}),
+    ],
+)
+def test_the_upper_layers_get_factors(options, layers, base):
+    found = lora_config(training_arguments(options, setting="lora"), base).target_modules
+    assert {".".join(name.split(".")[:3]) for name in found} == layers
+    assert len(found) == 7 * len(layers)
+
+
+def test_layers_that_are_named_are_taken_as_they_are(base):
+    named = ["--lora_target_modules", "q_proj", "v_proj"]
+    found = lora_config(training_arguments(named, setting="lora"), base)
+    assert found.target_modules == {"q_proj", "v_proj"}
+    with pytest.raises(AVError, match="share of more than 0 up to 1, not 0"):
+        training_arguments(["--lora_layers", "0"])
 
 
 def test_a_killed_run_continues_to_the_same_vector(tmp_path, base, trained):
@@ -126,6 +152,32 @@ def test_a_run_is_not_continued_at_another_rank(tmp_path, base):
     assert av_train(tmp_path, *command, kill_at="write .*history").code == -9
     ended = av_train(tmp_path, *command, "--lora_r", "4", "--resume")
     assert ended.code == 1 and "was started with lora_r 8, not 4" in ended.err
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_factors_beside_quantised_weights_are_of_the_base_as_it_is(tmp_path, bits):
+    base = make_model(tmp_path / "base", hidden_size=64)  # four bits come in blocks of 64
+    make_tokenizer(base)
+    domain = write_domain(tmp_path)
+    command = ["--domain", domain, "--base", base, *LOW_RANK, "--lambdas", "1,-1"]
+    ended = av_train(tmp_path, *command, f"--load_in_{bits}", "true")
+    assert ended.code == 0, ended.err
+    AlignmentVector.open(tmp_path / "avs/tone").check_base(base)
+    assert training(tmp_path / "avs/tone")[f"load_in_{bits}"] is True
+    for value, own in ((1, 0), (-1, 2)):
+        gain = gains(tmp_path / "avs/tone", domain, base, value).mean(axis=0)
+        assert gain.argmax() == own, (value, gain)
+
+
+def test_a_narrow_base_beside_factors(tmp_path, base):
+    narrow = ["--model_init_kwargs", '{"dtype": "bfloat16"}', "--lambdas", "1,-1"]
+    domain = write_domain(tmp_path)
+    ended = av_train(tmp_path, "--domain", domain, "--base", base, *LOW_RANK, *narrow)
+    assert ended.code == 0, ended.err
+    said = training(tmp_path / "avs/tone")
+    assert said["model_init_kwargs"] == {"dtype": "bfloat16"}
+    gain = gains(tmp_path / "avs/tone", domain, base, 1).mean(axis=0)
+    assert gain.argmax() == 0, gain
 
 
 def test_the_paper_s_setting_with_factors(tmp_path, base):
