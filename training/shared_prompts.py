@@ -44,7 +44,8 @@ class SharedPromptsTrainer(DPOTrainer):
     """Train with TRL, each prompt and each response to it computed once a batch.
 
     So are the reference log-probabilities, but for those of a second model (`ref_model`). Where
-    prompts cannot be shared they are computed as TRL does it, and the log says why.
+    prompts cannot be shared they are computed as TRL does it, and the log says why; rows that are there
+    twice are still computed once.
     """
 
     _decided = False
@@ -61,36 +62,45 @@ class SharedPromptsTrainer(DPOTrainer):
         if self._decided:
             return
         self._decided = True
-        reason = why_not(self)
-        if reason is None:
-            share_prompts(_without_adapters(self.model))
-        elif self.accelerator.is_main_process:
-            log.info("prompts are computed once a response: %s", reason)
+        each, reason = rows_matter(self), why_not(self)
+        if each is None:
+            share_prompts(_without_adapters(self.model), whole_rows=reason is not None)
+        if (each or reason) and self.accelerator.is_main_process:
+            log.info("prompts are computed once a response: %s", each or reason)
+
+
+def rows_matter(trainer: DPOTrainer) -> str | None:
+    """Return why each row has to be computed, even one that is there twice; None where it has not."""
+    model = _without_adapters(trainer.model)
+    router = getattr(model.config.get_text_config(), "output_router_logits", False)
+    reasons = {
+        "the auxiliary loss of the experts counts each token of each row": trainer.aux_loss_enabled
+        or router,
+        "dropout draws anew for each": _drops(model),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def why_not(trainer: DPOTrainer) -> str | None:
-    """Return why a trainer's prompts cannot be shared, None where they can."""
+    """Return why a trainer's prompts cannot be shared, though rows can; None where they can."""
     args, model = trainer.args, _without_adapters(trainer.model)
-    config, text_config = model.config, model.config.get_text_config()
+    config = model.config
     several = trainer.accelerator.parallelism_config is not None
     reasons = {
         "gradient checkpointing keeps no keys and values": args.gradient_checkpointing,
         "weights or tokens are spread over processes": several
         or trainer.is_fsdp_enabled
         or trainer.is_deepspeed_enabled,
-        "the auxiliary loss of the experts counts each token of each row": trainer.aux_loss_enabled
-        or getattr(text_config, "output_router_logits", False),
-        "dropout draws anew for each": _drops(model),
         "torch.compile wants batches of one shape": args.torch_compile,
         "only eager and sdpa attention were tried": config._attn_implementation
         not in ("eager", "sdpa"),
-        "rotary frequencies depend on the length of a row": _stretches(text_config),
+        "rotary frequencies depend on the length of a row": _stretches(config.get_text_config()),
         "the model's cache has more in it than keys and values": not _has_plain_cache(config),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def share_prompts(model: PreTrainedModel) -> None:
+def share_prompts(model: PreTrainedModel, whole_rows: bool = False) -> None:
     """Let a model whose forward TRL has changed (`add_fused_lm_head`) compute each prompt once.
 
     The first batch is computed in both ways first, without gradients. Where the two differ, the log
@@ -98,23 +108,26 @@ def share_prompts(model: PreTrainedModel) -> None:
 
     Args:
         model: without PEFT's wrapper.
+        whole_rows: compute each distinct row once, and no prompt alone.
     """
-    model.forward = _SharingForward(model)
+    model.forward = _SharingForward(model, whole_rows)
 
 
 class _SharingForward:
     """Call TRL's forward on each response alone, after the keys and values of its prompt."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, whole_rows: bool):
         self._model = model
         self._fused = model.forward
-        self._agrees: bool | None = None
+        self._agrees: bool | None = False if whole_rows else None
         functools.update_wrapper(self, self._fused)  # `generate` looks at the signature
 
     def __call__(self, *args: Any, **kwargs: Any):
         given = {name: value for name, value in kwargs.items() if value is not None}
-        if args or self._agrees is False or not given.get("fused_lm_head") or given.keys() != CALL:
+        if args or not given.get("fused_lm_head") or given.keys() != CALL:
             return self._fused(*args, **kwargs)
+        if self._agrees is False:
+            return self._distinct_rows(given)
         groups = _groups(given["input_ids"], given["labels"], given["attention_mask"])
         if not 0 < len(groups) < len(given["input_ids"]):
             return self._fused(**kwargs)
@@ -139,6 +152,18 @@ class _SharingForward:
         log.warning("prompts are computed once a response: computed once for all, %s", found)
         return False
 
+    def _distinct_rows(self, given: dict[str, Any]) -> FusedCausalLMOutput:
+        """Return what TRL's forward returns, each row computed once."""
+        columns = [name for name, value in given.items() if isinstance(value, torch.Tensor)]
+        together = torch.cat([given[name] for name in columns], dim=1)
+        _, numbers = torch.unique(together, dim=0, return_inverse=True)
+        count = int(numbers.max()) + 1
+        if count == len(numbers):
+            return self._fused(**given)
+        first = [numbers.tolist().index(number) for number in range(count)]
+        outputs = self._fused(**{**given, **{name: given[name][first] for name in columns}})
+        return _combined({n: v[numbers] for n, v in outputs.items() if v.dim() == 2})
+
     def _compute(self, groups: Groups, labels: torch.Tensor) -> FusedCausalLMOutput:
         """Return what TRL's forward returns for rows with these labels, (rows, tokens)."""
         count, length = labels.shape
@@ -157,8 +182,7 @@ class _SharingForward:
                     for number in numbers:
                         rows[number] = row
         fields = {name: torch.stack(rows) for name, rows in parts.items()}
-        total = fields["label_mask"].sum().clamp(min=1)
-        return FusedCausalLMOutput(loss=-fields["log_probs"].sum() / total, **fields)
+        return _combined(fields)
 
     def _after(self, prompt: Tokens, responses: Sequence[Tokens]) -> FusedCausalLMOutput:
         """Return TRL's fields of responses to one prompt, (responses, tokens of the longest one)."""
@@ -183,6 +207,12 @@ class _SharingForward:
             shift_labels=labels,
             fused_lm_head=True,
         )
+
+
+def _combined(fields: dict[str, torch.Tensor]) -> FusedCausalLMOutput:
+    """Return TRL's output of fields, (rows, tokens) each."""
+    total = fields["label_mask"].sum().clamp(min=1)
+    return FusedCausalLMOutput(loss=-fields["log_probs"].sum() / total, **fields)
 
 
 def _groups(input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor) -> Groups:

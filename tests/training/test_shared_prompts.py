@@ -57,6 +57,7 @@ PAIRS = [
 ROWS, WIDTH = 2 * len(PAIRS), 7 + 20
 # Each prompt without its last token, and the distinct responses to it as wide as the longest one.
 ONCE = (11 + 3 * 9) + (6 + 2 * 20) + (0 + 2 * 5)
+DISTINCT = 7 * WIDTH  # rows that are there twice computed once
 # The first batch is computed in both ways before it counts.
 CHECKED = ONCE + ROWS * WIDTH + ONCE
 
@@ -320,6 +321,9 @@ NOT_SHARING = {
 }
 
 
+EACH_ROW = {"auxiliary loss", "dropout", "dropout draws"}
+
+
 @pytest.mark.parametrize("reason", NOT_SHARING)
 def test_where_prompts_cannot_be_shared_trls_way_is_taken(reason, trainer, caplog):
     model, arguments = NOT_SHARING[reason][0](), NOT_SHARING[reason][1]
@@ -327,7 +331,20 @@ def test_where_prompts_cannot_be_shared_trls_way_is_taken(reason, trainer, caplo
         made = trainer(SharedPromptsTrainer, model, **arguments)
     [line] = said(caplog)
     assert line.startswith("prompts are computed once a response: ") and reason in line
-    assert step(made).tokens == ROWS * WIDTH
+    each = reason in EACH_ROW
+    assert step(made).tokens == (ROWS * WIDTH if each else DISTINCT)
+
+
+@pytest.mark.parametrize("sharing", [True, False])
+def test_rows_that_are_there_twice_are_computed_once(sharing, trainer):
+    arguments = {} if sharing else {"gradient_checkpointing": True}
+    model, twice = build(USUAL["llama"]), [(LONG, FIVE, NINE)] * 2
+    ours = step(trainer(SharedPromptsTrainer, model, twice, **arguments))
+    theirs = step(trainer(DPOTrainer, model, twice, **arguments))
+    assert ours.tokens == (11 + 2 * 9 if sharing else theirs.tokens // 2)
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-5, atol=1e-5)
+    for name, gradient in theirs.gradients.items():
+        torch.testing.assert_close(ours.gradients[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_shared_where_weights_are_spread(trainer):
@@ -362,5 +379,5 @@ def test_a_model_that_computes_something_else_is_warned_of(
     made = trainer(SharedPromptsTrainer, build(architecture), **arguments)
     [line] = said(caplog)
     assert "computed once for all" in line and found in line
-    assert step(made).tokens == ROWS * WIDTH
+    assert step(made).tokens == DISTINCT
     assert said(caplog) == [line]
