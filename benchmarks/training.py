@@ -23,16 +23,17 @@ FASTER, SMALLER = 1 / 2.5, 0.6  # targets
 @click.option("--base", help="Base model: a folder or Hub id.  [default: the default base]")
 @click.option("--domain", default="medical", help="On whose training records.")
 @click.option("--records", type=click.IntRange(min=1), default=4, help="So many of them.")
+@click.option("--lambdas", default="1,-0.5,-1", help="At which λ.")
 @click.option("--bf16/--no-bf16", default=False, help="Matrix products in bfloat16.")
 @click.option("--program", type=click.Path(), help="Another av-train, for the side `spectrum`.")
-def main(repeat, base, domain, records, bf16, program):
+def main(repeat, base, domain, records, lambdas, bf16, program):
     """Time of an epoch, and peak memory, of low-rank training against training all weights."""
     folder = Path(base_or_default(base)).absolute()
     own = str(Path(sys.executable).with_name("av-train"))
     programs = {"lora": own, "spectrum": program or own}
     click.echo(machine())
     threads = os.environ.get("OMP_NUM_THREADS", "default")
-    click.echo(f"{folder.name}, {records} {domain} records at λ 1 and -1, {threads} threads")
+    click.echo(f"{folder.name}, {records} {domain} records at λ {lambdas}, {threads} threads")
 
     def train(setting: str, epochs: int) -> Run:
         with tempfile.TemporaryDirectory() as scratch:
@@ -41,7 +42,7 @@ def main(repeat, base, domain, records, bf16, program):
                 "--domain": domain,
                 "--base": folder,
                 "--setting": setting,
-                "--lambdas": "1,-1",
+                "--lambdas": lambdas,
                 "--max-records": records,
                 "--num_train_epochs": epochs,
                 "--bf16": str(bf16).lower(),
