@@ -37,7 +37,7 @@ def command_lines(file: Path) -> list[str]:
     """The indented lines that begin with a program, whole and without comments."""
     text = file.read_text("utf-8").replace("\\\n", " ")
     found = re.findall(r"^    ([a-z][a-z-]+ .*|av-[a-z]+)$", text, re.MULTILINE)
-    lines = (" ".join(shlex.split(line, comments=True)) for line in found if "│" not in line)
+    lines = (shlex.join(shlex.split(line, comments=True)) for line in found if "│" not in line)
     return [line for line in lines if line.split()[0] in {*SCRIPTS, *OTHERS, "make", "torchrun"}]
 
 
