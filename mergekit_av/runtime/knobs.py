@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from mergekit_av.vectors.arithmetic import Rounding, add_vectors, check_rounding
 from mergekit_av.vectors.factors import Factors
 from mergekit_av.vectors.vector import AlignmentVector
 
+from .rows import added_per_row
 from .weights import as_merged, check_base, check_plain, file_identity, moves, trace
 
 if TYPE_CHECKING:
@@ -154,6 +155,33 @@ class Knobs:
                     self._move_to(before)
                     raise
 
+    @contextlib.contextmanager
+    def rows(self, settings: Sequence[Mapping[str, float | str]]) -> Iterator["PreTrainedModel"]:
+        """Give each row of a batch its own λ for the duration of a block, which gets the model.
+
+            with knobs.rows([{"medical": -1}, {}, {"medical": 1, "legal": 0.5}]) as model:
+                model.generate(**batch_of_three)
+
+        A knob that a row does not name is at 0 there. In the block the weights are the base's, and
+        linear layers add what low-rank vectors change: the same as one setting after the other, but for
+        the rounding of sums (and, in a model of 16 bits, of the weights of a setting). Each row may come
+        several times in a row, as `num_return_sequences` has it.
+
+        Raises:
+            AVError: as `set`; a knob other than 0 is a vector of whole tensors; within the block, a batch
+                of another number of rows, or a model whose layers see no rows.
+        """
+        rows = [
+            {name: self._coefficient(name, value) for name, value in row.items()}
+            for row in settings
+        ]
+        if not rows:
+            raise AVError("rows needs a setting of each row of the batch")
+        turned = [name for name in self.vectors if any(row.get(name) for row in rows)]
+        layers = self._layers(turned)
+        with self.at(dict.fromkeys(self.vectors, 0.0)) as model, added_per_row(layers, rows):
+            yield model
+
     def reset(self) -> None:
         """Every λ to 0: the base, bit for bit."""
         with self._lock:
@@ -182,6 +210,21 @@ class Knobs:
         if not math.isfinite(number):
             raise AVError(f"{name}: λ must be a finite number or a level's name, not {value!r}")
         return number
+
+    def _layers(self, vectors: Iterable[str]) -> dict[torch.nn.Module, dict[str, Factors]]:
+        """Return layer → vector → factors, of some vectors that have nothing but factors."""
+        layers: dict[torch.nn.Module, dict[str, Factors]] = {}
+        for vector in vectors:
+            for name, delta in self._deltas[vector].items():
+                if not isinstance(delta, Factors):
+                    raise AVError(
+                        f"{vector} has whole tensors, {name} among them: a λ for each row takes low-rank "
+                        "vectors, see `av-extract --rank`"
+                    )
+                target = self._layout.by_disk[name].target
+                layer = self._model.get_submodule(target.rpartition(".")[0])
+                layers.setdefault(layer, {})[vector] = delta
+        return layers
 
     def _on_disk(self, group: Group) -> dict[str, torch.Tensor]:
         """Return the model's present weights under their names in the checkpoint."""
