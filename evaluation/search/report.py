@@ -87,11 +87,15 @@ def _effects(found: SearchResult) -> str:
         values = {name: f"{slope:+.2f}" for name, slope in slopes.items()}
         cells = [f"**{value}**" if name == domain else value for name, value in values.items()]
         rows.append([domain, f"{level} over {other}", *cells])
+    rows.append(
+        ["**spill**", "", *("" if one is None else f"{one:.2f}" for one in found.spills.values())]
+    )
     says = (
         "How fast λ moves one level over the next about the base, nats per token and unit of λ, "
         "mean over the validation records: the linear part of a quadratic fitted to the settings "
         "where the language holds. A vector's own domain is in bold; what it moves elsewhere is "
-        "over-generalisation, and `av-train --hold` makes less of it."
+        "over-generalisation, and `av-train --hold` makes less of it. *Spill* is the largest effect in "
+        "another domain as a share of the largest in the vector's own."
     )
     return says + "\n\n" + table(["domain", "", *(f"λ {name}" for name in vectors)], rows)
 

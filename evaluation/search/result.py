@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from mergekit_av.evaluation.specificity import spill
+
 from .effects import effects
 from .joint import Joint
 from .landscape import Landscape, Setting
@@ -56,6 +58,16 @@ class SearchResult:
     def effects(self) -> dict[tuple[str, str, str], dict[str, float]]:
         """What each vector moves (`effects.effects`)."""
         return effects(self.question, self.settings)
+
+    @property
+    def spills(self) -> dict[str, float | None]:
+        """Vector → the largest of its effects elsewhere as a share of the largest in its own domain."""
+        found = self.effects
+        vectors = next(iter(found.values()), {})
+        return {
+            name: spill({pair: slopes[name] for pair, slopes in found.items()}, name)
+            for name in vectors
+        }
 
     @property
     def met(self) -> list[Outcome]:

@@ -24,6 +24,7 @@ def search_json(found: SearchResult) -> dict[str, Any]:
             {"domain": domain, "level": level, "over": other, "slopes": slopes}
             for (domain, level, other), slopes in found.effects.items()
         ],
+        "spill": found.spills,
         "joint": [
             {"goal": one.goal, "seconds": one.seconds, "tests": _tests(one.tests)}
             for one in found.joint

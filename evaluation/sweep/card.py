@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def write_card(
         "base": provenance["base fingerprint"],
         **{name: provenance[name] for name in SHARED},
         "lambdas": sweep.lambdas,
+        "spill": [
+            {"lambda": found.value, "into": found.others(sweep.domain), **asdict(found.spill)}
+            for found in sweep.specificities
+            if found.spill
+        ],
         "versions": provenance["versions"],
     }
     # What is there now: hours ago it may have been another, or have had another card.

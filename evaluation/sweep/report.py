@@ -2,7 +2,14 @@
 
 from mergekit_av.data.domain import Domain
 from mergekit_av.evaluation.accuracy import Result
-from mergekit_av.evaluation.rendering import in_words, mean_log_probs, share, shares, yes
+from mergekit_av.evaluation.rendering import (
+    in_words,
+    mean_log_probs,
+    share,
+    shares,
+    with_interval,
+    yes,
+)
 from mergekit_av.models.generation import Answer
 from mergekit_av.text.markdown import facts, table, text
 
@@ -33,6 +40,8 @@ def _vector(found: SweepResult, sweep: Sweep) -> list[str]:
         parts += ["### In its own domain", _in_domain(sweep, calibration, own, prompting, binary)]
     if others:
         parts += ["### In other domains", _out_of_domain(sweep, others)]
+    if sweep.specificities:
+        parts += ["### What a unit of λ moves", _specificity(sweep)]
     parts += ["### Change over the sweep", _changes(sweep, found.domains)]
     parts += ["### Every λ", _every(sweep, found.domains)]
     if any(point.answers for point in sweep.points):
@@ -112,6 +121,28 @@ def _out_of_domain(sweep: Sweep, others: list[Domain]) -> str:
         cells = [shares(results[domain.name, "test"]) for domain in others]
         rows.append([f"{value:g}", yes(sweep.usable(value)), *cells])
     return table(head, rows)
+
+
+def _specificity(sweep: Sweep) -> str:
+    """Return what the vector moves in each domain, its own in bold, and how much of it elsewhere."""
+    rows = []
+    for domain, level, other in sweep.specificities[0].effects:
+        effects = [found.effects[domain, level, other] for found in sweep.specificities]
+        cells = [
+            f"{effect.value:+.2f} ({effect.low:+.2f} … {effect.high:+.2f})" for effect in effects
+        ]
+        name = f"**{domain}**" if domain == sweep.domain else domain
+        rows.append([name, f"{level} over {other}", *cells])
+    spills = [found.spill for found in sweep.specificities]
+    cells = [with_interval(found) if found else "" for found in spills]
+    rows.append(["**spill**", "", *cells])
+    says = (
+        "Nats per token and unit of λ between the base and that λ, mean over the test records with "
+        "its 95 % interval. *Spill* is the largest effect in another domain as a share of the largest in the "
+        "vector's own: 0 for a vector that stays in its domain. Its interval is of records drawn anew."
+    )
+    head = ["domain", "", *(f"λ {found.value:g}" for found in sweep.specificities)]
+    return says + "\n\n" + table(head, rows)
 
 
 def _changes(sweep: Sweep, domains: list[Domain]) -> str:

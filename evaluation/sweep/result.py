@@ -7,6 +7,7 @@ from typing import Any
 from mergekit_av.data.domain import Domain
 from mergekit_av.evaluation.accuracy import Result
 from mergekit_av.evaluation.fluency import usable_range
+from mergekit_av.evaluation.specificity import Specificity, specificity
 
 from .calibration import Calibration, calibrate
 from .prompting import Cost
@@ -51,12 +52,28 @@ class Sweep:
             return None
         return calibrate(self.points, self.vector, self.domain, self.usable_range)
 
+    @cached_property
+    def specificities(self) -> list[Specificity]:
+        """What the vector moves below and above 0, on test records: up to the ends of the usable range, of
+        the sweep where that was not measured. Empty where its own domain was not scored, or no other."""
+        base = _tests(self.at(0.0))
+        if self.domain not in base or len(base) < 2:
+            return []
+        ends = self.usable_range or (self.lambdas[0], self.lambdas[-1])
+        return [
+            specificity(self.domain, value, base, _tests(self.at(value))) for value in ends if value
+        ]
+
     def usable(self, value: float) -> bool | None:
         """Return whether λ lies in the usable range; None where it was not measured."""
         if self.usable_range is None:
             return None
         low, high = self.usable_range
         return low <= value <= high
+
+
+def _tests(point: Point) -> dict[str, Result]:
+    return {domain: found for (domain, split), found in point.results.items() if split == "test"}
 
 
 @dataclass

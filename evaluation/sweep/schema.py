@@ -9,6 +9,8 @@ from typing import Any
 
 from mergekit_av.evaluation.accuracy import Result
 from mergekit_av.evaluation.rendering import as_json
+from mergekit_av.evaluation.specificity import Specificity
+from mergekit_av.stats import Estimate
 
 from .calibration import Best
 from .result import Sweep, SweepResult
@@ -42,8 +44,27 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
         "usable_range": sweep.usable_range,
         "best": calibration and _bests(calibration.best),
         "best_usable": calibration and _bests(calibration.best_usable),
+        "specificity": [_specificity(found) for found in sweep.specificities],
         "queries": sweep.queries,
         "points": [_point(sweep.vector, point) for point in sweep.points],
+    }
+
+
+def _specificity(found: Specificity) -> dict[str, Any]:
+    return {
+        "lambda": found.value,
+        "effects": [
+            {"domain": domain, "level": level, "over": other, **_finite(effect)}
+            for (domain, level, other), effect in found.effects.items()
+        ],
+        "spill": found.spill and asdict(found.spill),
+    }
+
+
+def _finite(estimate: Estimate) -> dict[str, float | None]:
+    """Return an estimate without the infinite ends of a single record, which JSON has not."""
+    return {
+        name: value if math.isfinite(value) else None for name, value in asdict(estimate).items()
     }
 
 

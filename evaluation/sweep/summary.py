@@ -19,6 +19,12 @@ def sweep_summary(sweep: Sweep) -> str:
             usable_best = sweep.calibration.best_usable.get(level, best)
             if usable_best.value != best.value:
                 lines.append(_best(sweep, level, usable_best))
+    for found in sweep.specificities:
+        if found.spill:
+            spill = with_interval(found.spill)
+            lines.append(
+                f"  spill into other domains, λ {found.value:+g}: {spill} of its own effect"
+            )
     return "\n".join(lines)
 
 

@@ -227,6 +227,11 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
         f"{text(calibration['domain'])}; λ chosen on {calibration['records']['validation']:d} "
         f"validation records. Usable range, in which the model still writes language: {span}."
     )
+    for found in calibration.get("spill", ()):
+        measured += (
+            f" At λ {found['lambda']:g} it moves {text(', '.join(found['into']))} by "
+            f"{found['value']:.2f} ({found['low']:.2f}–{found['high']:.2f}) of what it moves its own domain."
+        )
     return measured + "\n\n" + table(("level", "λ", "validation", "test (95 %)"), rows)
 
 

@@ -192,7 +192,7 @@ def test_the_report_says_what_the_csv_says(whole):
     def shown(cell: str) -> float:
         return float(cell.replace("*", "").split(" ")[0])
 
-    facts, own, other, change, every, *answers = tables(report)
+    facts, own, other, moves, change, every, *answers = tables(report)
     assert facts[0][""] == str(
         found and json.loads((folder / "out" / "sweep.json").read_text("utf-8"))["base"]
     )
@@ -226,6 +226,12 @@ def test_the_report_says_what_the_csv_says(whole):
         assert first == pytest.approx(
             share(float(line["λ"]), "helpful", "", "helpfulness"), abs=0.005
         )
+    check_moves(moves, found, shown)
+    card = (folder / "medical/README.md").read_text("utf-8")
+    for entry in found["specificity"]:
+        spill = entry["spill"]
+        moved = f"{spill['value']:.2f} ({spill['low']:.2f}–{spill['high']:.2f})"
+        assert f"At λ {entry['lambda']:g} it moves helpfulness by {moved} of what" in card
     assert [line["domain"] for line in change] == ["medical", "helpfulness"]
     assert [line["λ"] for line in every] == ["-1", "-0.5", "0", "0.5", "1"]
     low, high = found["usable_range"]
@@ -235,6 +241,36 @@ def test_the_report_says_what_the_csv_says(whole):
     ]
     assert len(answers) == 2 and "**t0**: What helps against t0?" in report
     assert all(line["answer"] for table in answers for line in table)
+
+
+def check_moves(moves, found, shown):
+    """What a unit of λ moves, counted again from the scores of single records."""
+    *effects, spills = moves
+    scores = {
+        (point["lambda"], result["domain"]): result["scores"]
+        for point in found["points"]
+        for result in point["results"]
+        if result["split"] == "test"
+    }
+    ends = [value for value in found["usable_range"] if value]
+    assert ends and [entry["lambda"] for entry in found["specificity"]] == ends
+    largest = {value: {"medical": 0.0, "helpfulness": 0.0} for value in ends}
+    for line in effects:
+        domain, (level, other) = line["domain"].strip("*"), line[""].split(" over ")
+        assert (domain == "medical") == line["domain"].startswith("**")
+        for value in ends:
+            after, before = scores[value, domain], scores[0, domain]
+            gains = [
+                after[id][level] - after[id][other] - before[id][level] + before[id][other]
+                for id in before
+            ]
+            expected = sum(gains) / len(gains) / value
+            assert shown(line[f"λ {value:g}"]) == pytest.approx(expected, abs=0.006)
+            largest[value][domain] = max(largest[value][domain], abs(expected))
+    for value, entry in zip(ends, found["specificity"], strict=True):
+        expected = largest[value]["helpfulness"] / largest[value]["medical"]
+        assert entry["spill"]["value"] == pytest.approx(expected, rel=1e-3)
+        assert shown(spills[f"λ {value:g}"]) == pytest.approx(expected, abs=0.006)
 
 
 def test_the_figures_are_pictures(whole):
@@ -293,6 +329,8 @@ def test_several_vectors_and_domains(base, vectors, data, tmp_path):
     assert [entry["vector"] for entry in report["sweeps"]] == ["medical", "financial", "legal"]
     assert [entry["domain"] for entry in report["sweeps"]] == ["medical", "financial", "legal"]
     assert report["prompting"] == []
+    for entry in report["sweeps"]:
+        assert all(found["spill"]["value"] > 0 for found in entry["specificity"])
     # λ = 0: 3 test sets, 3 validation sets, 3 sets of answers; else each vector for itself.
     assert len(keys(tmp_path / "out")) == 9 + 3 * 2 * 5
     text = (tmp_path / "out" / "report.md").read_text("utf-8")
