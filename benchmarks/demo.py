@@ -24,7 +24,7 @@ from mergekit_av.stats import Estimate
 from mergekit_av.text.tables import aligned
 
 DOMAIN = "medical"
-LAMBDAS = (-0.75, -0.5, 0.0, 0.5, 0.75)
+LAMBDAS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 FOLDER = Path("demo")
 RECORDS = 36  # of 54: few enough that it is done in minutes
 # Sampled, as such a model is used: greedy answers of 135 million parameters repeat themselves.

@@ -158,6 +158,8 @@ def _check_loading(arguments: Arguments) -> None:
     if (quantized or more) and not arguments.use_peft:
         option = "--load_in_4bit and --load_in_8bit go" if quantized else "--model_init_kwargs goes"
         raise AVError(f"{option} with --use_peft: weights that are trained are in float32")
+    if arguments.load_in_4bit and arguments.load_in_8bit:
+        raise AVError("--load_in_4bit and --load_in_8bit can't be had at once")
     if more.keys() - {"dtype"} or more.get("dtype", "auto") not in DTYPES:
         raise AVError(
             f"--model_init_kwargs can't be used but for a dtype of {', '.join(DTYPES)}: all else is as "

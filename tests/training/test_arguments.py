@@ -144,6 +144,11 @@ def test_weights_that_are_trained_are_not_narrowed(options, said):
     training_arguments(options, setting="lora")
 
 
+def test_weights_have_four_bits_or_eight():
+    with pytest.raises(AVError, match="can't be had at once"):
+        training_arguments(["--load_in_4bit", "true", "--load_in_8bit", "true"])
+
+
 def test_fsdp_which_accelerate_would_leave_out_is_refused(monkeypatch):
     for name in list(os.environ):
         if "FSDP" in name:
