@@ -105,7 +105,7 @@ def test_the_best_factors_are_kept(tmp_path, base):
     watched = [
         "--eval_strategy", "steps", "--load_best_model_at_end", "true", "--eval_steps", "6",
         "--save_steps", "6", "--patience", "99", "--num_train_epochs", "2", "--loss_type", "ipo",
-        "--lambdas", "1,-1", "--pairs", "adjacent", "--dtype", "float32",
+        "--lambdas", "1,-1", "--pairs", "adjacent", "--dtype", "float32", "--lora_layers", "1",
     ]  # fmt: skip
     domain = write_domain(tmp_path)
     command = ["--domain", domain, "--base", base, *LOW_RANK, *watched]
