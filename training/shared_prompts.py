@@ -77,6 +77,7 @@ def rows_matter(trainer: DPOTrainer) -> str | None:
         "the auxiliary loss of the experts counts each token of each row": trainer.aux_loss_enabled
         or router,
         "dropout draws anew for each": _drops(model),
+        "torch.compile wants batches of one shape": trainer.args.torch_compile,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -91,7 +92,6 @@ def why_not(trainer: DPOTrainer) -> str | None:
         "weights or tokens are spread over processes": several
         or trainer.is_fsdp_enabled
         or trainer.is_deepspeed_enabled,
-        "torch.compile wants batches of one shape": args.torch_compile,
         "only eager and sdpa attention were tried": config._attn_implementation
         not in ("eager", "sdpa"),
         "rotary frequencies depend on the length of a row": _stretches(config.get_text_config()),

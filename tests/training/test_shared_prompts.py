@@ -321,7 +321,7 @@ NOT_SHARING = {
 }
 
 
-EACH_ROW = {"auxiliary loss", "dropout", "dropout draws"}
+EACH_ROW = {"auxiliary loss", "dropout", "dropout draws", "torch.compile"}
 
 
 @pytest.mark.parametrize("reason", NOT_SHARING)
