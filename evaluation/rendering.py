@@ -71,8 +71,8 @@ def in_words(source: Mapping[str, Any]) -> dict[str, str]:
     return {name: words(value) for name, value in source.items()}
 
 
-def as_json(result: Result) -> dict[str, Any]:
-    """Return a result for a JSON file; an interval that has no end is null."""
+def as_json(result: Result | Estimate) -> dict[str, Any]:
+    """Return a result or an estimate for a JSON file; an interval that has no end is null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):

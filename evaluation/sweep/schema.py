@@ -10,7 +10,6 @@ from typing import Any
 from mergekit_av.evaluation.accuracy import Result
 from mergekit_av.evaluation.rendering import as_json
 from mergekit_av.evaluation.specificity import Specificity
-from mergekit_av.stats import Estimate
 
 from .calibration import Best
 from .result import Sweep, SweepResult
@@ -54,17 +53,10 @@ def _specificity(found: Specificity) -> dict[str, Any]:
     return {
         "lambda": found.value,
         "effects": [
-            {"domain": domain, "level": level, "over": other, **_finite(effect)}
+            {"domain": domain, "level": level, "over": other, **as_json(effect)}
             for (domain, level, other), effect in found.effects.items()
         ],
-        "spill": found.spill and asdict(found.spill),
-    }
-
-
-def _finite(estimate: Estimate) -> dict[str, float | None]:
-    """Return an estimate without the infinite ends of a single record, which JSON has not."""
-    return {
-        name: value if math.isfinite(value) else None for name, value in asdict(estimate).items()
+        "spill": found.spill and as_json(found.spill),
     }
 
 
