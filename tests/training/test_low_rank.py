@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from mergekit_av import AlignmentVector, load_domain, load_records
 from mergekit_av.errors import AVError
 from mergekit_av.training.arguments import training_arguments
+from mergekit_av.training.base import load_base
 from mergekit_av.training.lora import lora_config
 from mergekit_av.vectors.low_rank_delta import ADAPTER
 
@@ -167,6 +168,23 @@ def test_factors_beside_quantised_weights_are_of_the_base_as_it_is(tmp_path, bit
     for value, own in ((1, 0), (-1, 2)):
         gain = gains(tmp_path / "avs/tone", domain, base, value).mean(axis=0)
         assert gain.argmax() == own, (value, gain)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "layer"),
+    [
+        ([], torch.float32, "Linear"),
+        (["--model_init_kwargs", '{"dtype": "bfloat16"}'], torch.bfloat16, "Linear"),
+        (["--model_init_kwargs", '{"dtype": "auto"}'], torch.bfloat16, "Linear"),
+        (["--load_in_4bit", "true"], None, "Linear4bit"),
+        (["--load_in_8bit", "true"], None, "Linear8bitLt"),
+    ],
+)
+def test_the_base_is_kept_as_the_options_say(options, dtype, layer, base):
+    model = load_base(str(base), training_arguments([*options, "--use_cpu", "true"])).model
+    found = model.model.layers[1].mlp.up_proj
+    assert type(found).__name__ == layer
+    assert dtype is None or found.weight.dtype == dtype
 
 
 def test_a_narrow_base_beside_factors(tmp_path, base):
